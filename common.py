@@ -1,0 +1,302 @@
+"""What the two stages share and a reader may skip: flags, seeds, the run's folder, checkpoints and the log.
+
+A run's folder holds config.json, log.jsonl, and for stage N: lastN.pt (to resume), stageN.pt (when finished) and
+predsN.npz (argmax predictions for the source and target test sets at every evaluation moment).
+"""
+
+import argparse
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's settings, which the paper keeps
+PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
+SELECTS = ("low", "high", "random", "all", "freeze")
+SSL_TASKS = ("selfdist", "defrec", "gast", "mlsp", "none")
+
+
+# ---------------------------------------------------------------- errors and flags
+class UserError(Exception):
+    """An error of the user's: one line that says what is wrong and what to do; exit code 2."""
+
+
+def cli(main):
+    """Run a command; an error of the user's becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for a wrong flag."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see python {self.prog} --help")
+
+
+def number(kind, low, high=math.inf, even=False):
+    """An argparse type: a finite number in [low, high]."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)) or (even and value % 2):
+            span = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise argparse.ArgumentTypeError(f"{text!r} must be {'an even' if even else 'a'} number {span}")
+        return value
+
+    return parse
+
+
+def add_flags(parser, **default):
+    """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
+    flag = lambda name, **kw: parser.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
+    flag("--task", help="direction: M_S M_SC S_M S_SC SC_M SC_S, or seg_F_A ...")
+    flag("--data", help="folder that holds PointDA_data/, or 'shapes' for the built-in shapes")
+    flag("--backbone", choices=("dgcnn", "pointnet"))
+    flag("--ssl", choices=SSL_TASKS, help="self-supervised task; none = no adaptation")
+    parser.add_argument("--pcm", action=argparse.BooleanOptionalAction, default=default.get("pcm"),
+                        help="mix pairs of source clouds (with defrec in the paper)")
+    flag("--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
+    flag("--beta", type=number(float, 0, 1), help="kept share of a batch, Eq. (6)")
+    flag("--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
+    flag("--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
+    flag("--points", type=number(int, 20), help="points a cloud")
+    flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet unless given")
+    flag("--batch-size", type=number(int, 4, even=True), help="both domains together; 64 dgcnn, 128 pointnet")
+    flag("--eval-every", type=number(int, 1), help="steps between evaluations; max(steps // 20, 100)")
+    flag("--seed", type=number(int, 0, 2**32 - 1))
+    flag("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--out", type=Path, help="the run's folder")
+
+
+def settle(args):
+    """Fill in the defaults that follow from other flags, and refuse what cannot go together."""
+    args.steps = args.steps or PAPER_STEPS[args.backbone]
+    args.batch_size = args.batch_size or PAPER_BATCH[args.backbone]
+    args.eval_every = args.eval_every or max(args.steps // 20, 100)
+    if args.select in ("low", "high"):
+        args.measure = args.measure or "train"  # these two always measure
+    if args.device in (None, "auto"):
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+
+
+# ---------------------------------------------------------------- seeds
+def seed_of(*words):
+    """A 63-bit seed that is a pure function of the words, e.g. (seed, "stage1", step)."""
+    text = "/".join(map(str, words)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def generator(device, *words):
+    """A torch.Generator on `device`, seeded from the words: every draw of step t is a function of (seed, t)."""
+    return torch.Generator(device).manual_seed(seed_of(*words))
+
+
+# ---------------------------------------------------------------- what a run was
+def provenance(device):
+    """Commit, command, versions and device, as plain values."""
+    git = lambda *a: subprocess.run(["git", *a], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty, "command": " ".join(sys.argv),
+            "device": name, "versions": versions}
+
+
+def write_atomically(path, content):
+    """Write bytes so that `path` holds the old or the new content whole, never half; UserError if it cannot."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
+
+
+def save_checkpoint(path, payload):
+    """Tensors and plain values only; serialised in memory first, so that a full disk leaves the old file whole."""
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint of either stage; UserError if it is missing or is not one."""
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+        payload["config"]["args"]["task"], payload["student"]
+        return payload
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train one with stage1_ssl.py first") from None
+    except Exception:  # a pickle, a zip and a tensor file fail in a dozen ways
+        raise UserError(f"{path}: not a checkpoint of this repository; give RUN/stage1.pt or RUN/stage2.pt") from None
+
+
+def model_of(checkpoint, which="student"):
+    """The model a checkpoint holds: `student` (best source validation) or `last_student`."""
+    from models import build
+
+    args = checkpoint["config"]["args"]
+    seg = args["task"].startswith("seg")
+    model = build("dgcnn-seg" if seg else args["backbone"], 8 if seg else 10)
+    model.load_state_dict(checkpoint[which])
+    return model
+
+
+# ---------------------------------------------------------------- the run's folder
+class Run:
+    """One stage in one folder: refuses a second process and other arguments, cuts what lies past a resumed step."""
+
+    def __init__(self, folder, stage, args):
+        self.folder, self.stage, self.args = Path(folder), stage, args
+        self.last, self.final = self.folder / f"last{stage}.pt", self.folder / f"stage{stage}.pt"
+        self.preds, self.moments, self.best = self.folder / f"preds{stage}.npz", [], None
+        self.stopping = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training here; wait for it or choose another --out") from None
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror}; choose a folder that can be written") from None
+        self.record = self._read_config()
+        self._compare("args", plain(args))
+
+    @property
+    def finished(self):
+        """True when stageN.pt was written; say so in one line and leave."""
+        if self.final.exists():
+            print(f"{self.final} is finished; nothing to do")
+        return self.final.exists()
+
+    def begin(self, **data):
+        """Record what the run is (arguments, commit, versions, data) before its first step."""
+        self._compare("data", data)
+        self.config = {"args": plain(self.args), "data": data, **provenance(self.args.device)}
+        self.record[f"stage{self.stage}"] = self.config
+        write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda number, frame: setattr(self, "stopping", number))
+
+    def _read_config(self):
+        path = self.folder / "config.json"
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            raise UserError(f"{path}: not readable as JSON; choose another --out or remove the folder") from None
+
+    def _compare(self, part, new):
+        old = self.record.get(f"stage{self.stage}", {}).get(part, {})
+        for key in sorted(old.keys() | new.keys()) if old else ():
+            if key not in ("device", "out") and old.get(key) != new.get(key):
+                raise UserError(f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
+                                "choose another --out, or the same arguments to go on with it")
+
+    # -- resuming: run the same command again
+    def resume(self, parts):
+        """Load last.pt into `parts` (name -> object with load_state_dict); returns (first step, seconds, extra)."""
+        if not self.last.exists():
+            self._cut(0)
+            return 0, 0.0, {}
+        payload = load_checkpoint(self.last, self.args.device)
+        for name, part in parts.items():
+            part.load_state_dict(payload[name])
+        self.best, step = payload["best"], payload["step"]
+        self._cut(step)
+        return step, payload["seconds"], payload["extra"]
+
+    def _cut(self, step):
+        """Drop log lines and predictions of steps that will be taken again."""
+        log = self.folder / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
+        rows = [row for row in rows if row["stage"] != self.stage or row["step"] < step]
+        write_atomically(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        if self.preds.exists():
+            with np.load(self.preds, allow_pickle=False) as old:
+                self.moments = [m for m in zip(old["step"], old["source"], old["target"]) if m[0] <= step]
+        self._log = open(log, "a", buffering=1)
+
+    def save(self, parts, step, seconds, extra):
+        """Write last.pt: everything the loop needs to go on after `step` steps, bit for bit."""
+        state = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(self.last, {"config": self.config, "step": step, "seconds": seconds, "best": self.best,
+                                    "extra": extra, **state})
+
+    def finish(self, student, seconds):
+        """Write stageN.pt: student (and teacher) at the best source-validation moment, and the last-step student."""
+        save_checkpoint(self.final, {"config": self.config, "seconds": seconds, **self.best,
+                                     "last_student": student.state_dict()})
+
+    # -- log and evaluation
+    def log(self, step, **row):
+        """One JSON object a line."""
+        try:
+            self._log.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
+
+    def evaluate(self, step, student, teacher, source, labels, target):
+        """Append argmax predictions of both test sets; keep the best moment by *source* accuracy. No target label here."""
+        predicted = [predict(student, points) for points in (source, target)]
+        accuracy = float((predicted[0] == labels.cpu().numpy()).mean())
+        self.moments.append((step, *predicted))
+        arrays = dict(zip(("step", "source", "target"), map(np.stack, zip(*self.moments))))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomically(self.preds, buffer.getvalue())
+        if self.best is None or accuracy > self.best["source_val"]:
+            copy = lambda model: {name: t.detach().clone() for name, t in model.state_dict().items()}
+            self.best = {"step": step, "source_val": accuracy, "student": copy(student)}
+            if teacher is not None:
+                self.best["teacher"] = copy(teacher)
+        return accuracy
+
+
+def plain(args):
+    """Flags as plain values, for json and for checkpoints."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+
+
+@torch.no_grad()
+def predict(model, points, batch=64):
+    """Argmax class of each cloud (or point) in eval mode, (n, N, 3) -> uint8 (n,) or (n, N)."""
+    training = model.training
+    model.eval()
+    out = torch.cat([model(part).argmax(-1) for part in points.split(batch)])
+    model.train(training)
+    return out.to(torch.uint8).cpu().numpy()
+
+
+def announce(step, steps, first, began, args):
+    """Without a GPU, ten steps in: what the whole stage takes at the measured speed, and how to shorten it."""
+    if args.device == "cpu" and step == first + 10:
+        hours = (time.time() - began) / 10 * (steps - step) / 3600
+        if hours > 0.5:
+            return (f"no GPU: {steps:,} steps take about {hours:.1f} h at this speed; shorten with fewer steps (STEPS=300), "
+                    "the small backbone (BACKBONE=pointnet) or fewer points (ARGS='--points 512'); going on")
+    return None

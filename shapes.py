@@ -1,0 +1,452 @@
+"""Built-in shapes: procedural point clouds that need no file, for the demo, the tests and a first lesson.
+
+    make("M", "train")      # points (400, 2048, 3), labels (400,)        M, S, SC and train, test
+    make("seg_F", "val")    # points (10, 2048, 3), labels (10, 2048)     seg_F, seg_M, seg_A, seg_S; also val
+
+M has clean surfaces of one style; S the same ten classes in more styles and proportions, other class balance;
+SC simulated depth scans of further objects. The bodies of seg_* differ in pose, girth, sampling and noise.
+A shape is a soup of triangles in metres, z up, front towards -y, all closed or two-sided and wound outwards.
+Numbers made from these shapes are not PointDA-10 numbers. Method 2.4 and 2.3.
+"""
+
+import math
+
+import numpy as np
+
+from common import UserError
+
+CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor", "plant", "sofa", "table")
+PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
+POINTS = 2048
+# test clouds of each class; train has twice as many. S and SC lean the way ShapeNet-10 and ScanNet-10 do
+COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40], "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
+BODIES = {"train": 40, "val": 10, "test": 20}
+
+
+# -------------------------------------------------------------------------- primitives
+
+def loft(rings):
+    """Triangles between consecutive rings (..., K, n, 3), each wound left seen from the next -> (T, 3, 3)."""
+    low, high = rings[..., :-1, :, :], rings[..., 1:, :, :]
+    low_next, high_next = np.roll(low, -1, axis=-2), np.roll(high, -1, axis=-2)
+    halves = [np.stack([low, low_next, high_next], axis=-2), np.stack([low, high_next, high], axis=-2)]
+    return np.concatenate(halves).reshape(-1, 3, 3)
+
+
+def circle(n, radius, z=0.):
+    """n points (n, 3) on a level circle around the z axis."""
+    angle = np.arange(n) * 2 * np.pi / n
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), np.full(n, z)], axis=1)
+
+
+def pair(x, y, z):
+    """A point and its mirror image, left and right (2, 3)."""
+    return np.array([[-x, y, z], [x, y, z]])
+
+
+def lathe(radii, heights, power=2, sides=16):
+    """Level rings up the z axis: radii (K,) or half-axes (K, 2); power 2 an ellipse, 8 nearly a rectangle."""
+    cos, sin, _ = circle(sides, 1).T
+    power, radii = np.reshape(power, (-1, 1)), np.reshape(radii, (len(heights), -1))
+    reach = (np.abs(cos) ** power + np.abs(sin) ** power) ** (-1 / power)  # (K or 1, n)
+    x, y = radii[:, :1] * reach * cos, radii[:, -1:] * reach * sin  # (K, n)
+    return loft(np.stack([x, y, np.broadcast_to(np.reshape(heights, (-1, 1)), x.shape)], axis=-1))
+
+
+def cushion(base, size, power=5):
+    """A block with soft edges, (width, depth, height), standing on `base`; round for power 2."""
+    half = np.outer([0, .88, 1, 1, .88, 0], size[:2]) / 2
+    return lathe(half, np.array([0, 0, .25, .75, 1, 1]) * size[2], power) + base
+
+
+def shade(bottom, top, height):
+    """An open lamp shade with thin walls, given its two radii."""
+    return lathe([bottom, top, top - .012, bottom - .012, bottom], [0, height, height, 0, 0])
+
+
+def turn(triangles, degrees, axis=2, about=(0, 0, 0)):
+    """Rotate about a coordinate axis through the point `about`."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    rotation = np.eye(3)
+    rotation[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
+    return (triangles - about) @ rotation.T + about
+
+
+UNIT_BOX = turn(lathe(np.array([0, 1, 1, 0]) * math.sqrt(.5), [-.5, -.5, .5, .5], sides=4), 45)
+
+
+def box(centre, size):
+    """Closed boxes: centre and size (3,) or (K, 3)."""
+    centre, size = np.array(centre, float), np.array(size, float)
+    return (centre[..., None, None, :] + UNIT_BOX * size[..., None, None, :]).reshape(-1, 3, 3)
+
+
+def tube(start, end, *radii):
+    """Closed round bars from start to end, (3,) or (K, 3); the radii are spread evenly along the way."""
+    start, end = np.broadcast_arrays(np.array(start, float, ndmin=2), np.array(end, float, ndmin=2))
+    radii = np.array([0, *radii, 0] if len(radii) > 1 else [0, *radii, *radii, 0])
+    along = np.array([0, *np.linspace(0, 1, len(radii) - 2), 1])
+    axis = (end - start) / np.linalg.norm(end - start, axis=1, keepdims=True)
+    u = np.cross(axis, np.where(np.abs(axis[:, :1]) < .8, [1., 0, 0], [0, 1., 0]))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    ring = circle(8, 1)[:, :2] @ np.stack([u, np.cross(axis, u)], axis=1)  # (K, 8, 3)
+    spine = start[:, None] + along[:, None] * (end - start)[:, None]  # (K, rings, 3)
+    return loft(spine[:, :, None] + radii[:, None, None] * ring[:, None])
+
+
+def legs(width, depth, top, r=.03, splay=0.):
+    """Four legs from the corners of a width x depth rectangle at z = top down to the floor."""
+    corner = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) / 2
+    return tube(corner * [width, depth, 0] + [0, 0, top], corner * [width + splay, depth + splay, 0], r, .8 * r)
+
+
+def leaves(base, heading, pitch, length, width, droop):
+    """Two-sided leaves: base (L, 3), heading, pitch (radians) and length (L,); droop bends them down."""
+    bend = pitch[:, None] - droop * np.arange(4)  # (L, 4)
+    level, along = np.cos(bend), np.stack([np.cos(heading), np.sin(heading)], axis=1)
+    step = np.concatenate([level[..., None] * along[:, None], np.sin(bend)[..., None]], axis=-1)  # (L, 4, 3)
+    spine = np.concatenate([0 * step[:, :1], np.cumsum(step, axis=1)], axis=1) / 4  # (L, 5, 3)
+    spine = base[:, None] + spine * length[:, None, None]
+    across = np.stack([-along[:, 1], along[:, 0], 0 * heading], axis=1)  # (L, 3)
+    side = across[:, None] * np.array([.3, .9, 1, .7, .05])[:, None] * width / 2
+    # rings of two points: the way there and the way back are the two sides of the leaf
+    return loft(np.stack([spine - side, spine + side], axis=-2))
+
+
+def sample(triangles, n, rng):
+    """Uniform over the area -> points (n, 3), unit normals (n, 3), index of the triangle (n,)."""
+    a, b, c = triangles.transpose(1, 0, 2)
+    normal = np.cross(b - a, c - a)
+    area = np.linalg.norm(normal, axis=1)
+    cumulative = np.cumsum(area)
+    face = np.searchsorted(cumulative, rng.random(n) * cumulative[-1])
+    u, v = rng.random((2, n, 1))
+    # fold the unit square onto the triangle
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    points = (1 - u - v) * a[face] + u * b[face] + v * c[face]
+    return points, normal[face] / area[face][:, None], face
+
+
+class Draw:
+    """The choices behind one object: M keeps to the middle of a range and the first half of the options."""
+
+    def __init__(self, rng, wide):
+        self.rng, self.wide = rng, wide
+
+    def __call__(self, low, high):
+        return (low + high) / 2 + (high - low) / (2 if self.wide else 4) * self.rng.uniform(-1, 1)
+
+    def of(self, *options):
+        return options[self.rng.integers(len(options) if self.wide else (len(options) + 1) // 2)]
+
+
+# -------------------------------------------------------------------------- the ten classes
+
+def bathtub(d):
+    """A hollow basin with a rim and a tap: built in or free-standing; on feet in the wider style."""
+    high, rim, kind = d(.42, .68), d(.04, .1), d.of("built in", "oval", "feet")
+    half, foot = np.array([d(.7, .95), d(.33, .48)]), d(.08, .16) if kind == "feet" else 0
+    power, taper = (9, .97) if kind == "built in" else (d(2, 3), d(.7, .9))
+    inner = half - rim
+    radii = [0 * half, taper * half, half, inner, d(.7, .85) * inner, 0 * half]
+    basin = lathe(radii, [foot, foot, high, high, foot + .09, foot + .09], [power] * 3 + [max(power / 2, 2.5)] * 3, 24)
+    tap = np.array([[half[0] - .05, 0, high], [half[0] - .05, 0, high + .16], [half[0] - .2, 0, high + .14]])
+    feet = [legs(1.1 * half[0], .9 * half[1], 1.6 * foot, .04, .1)] if foot else []
+    return [basin, tube(tap[:-1], tap[1:], .022), *feet]
+
+
+def bed(d):
+    """Frame, mattress, blanket and pillows with a headboard, or four posts in the wider style."""
+    w, long, frame, thick, head = d(.9, 1.9), d(1.85, 2.15), d(.2, .45), d(.16, .32), d(.75, 1.3)
+    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, frame, .035),
+             cushion((0, 0, frame), (w - .04, long - .04, thick), 12),
+             cushion((0, -.2 * long, frame + .02), (w + .05, .58 * long, thick + .04), 14)]
+    parts += [cushion((x, long / 2 - .28, frame + thick - .02), (min(.7, .46 * w), .4, .16), 3)
+              for x in ([-w / 4, w / 4] if w > 1.25 else [0])]
+    if d.of("headboard", "headboard", "posts") == "headboard":
+        return parts + [box((0, long / 2 + .03, head / 2), (w + .08, .06, head))]
+    corner = np.r_[pair(w / 2, -long / 2, 1.8), pair(-w / 2, long / 2, 1.8)]
+    return parts + [tube(corner * [1, 1, 0], corner, .035), tube(corner, np.roll(corner, 1, axis=0), .03)]
+
+
+def bookshelf(d):
+    """Boards between two sides and a back, open at the front, with books; on bare posts in the wider style."""
+    w, h, depth, n, t = d(.6, 1.4), d(1.1, 2.2), d(.22, .42), int(d(3, 7)), .028
+    level = np.linspace(.07, h - t / 2, n + 1)
+    walls = np.r_[box(pair(w / 2, 0, h / 2), (t, depth, h)), box((0, depth / 2, h / 2), (w, .012, h))]
+    # each board carries a run of books, from somewhere on to its right end
+    wide, tall = d.rng.uniform(.025, .06, (n, 30)), d.rng.uniform(.55, .9, (n, 30)) * (level[1] - level[0])
+    x = np.cumsum(wide, axis=1) - wide / 2 + w * d.rng.uniform(-.5, .6, (n, 1))
+    centre = np.stack([x, np.full_like(x, .08 * depth), level[:-1, None] + tall / 2], axis=-1)
+    size = np.stack([.92 * wide, np.full_like(x, .75 * depth), tall], axis=-1)
+    stay = x + wide / 2 < w / 2 - t
+    return [box(level[:, None] * [0, 0, 1], (w, depth, t)), box(centre[stay], size[stay]),
+            d.of(walls, walls, legs(w, depth, h, .022))]
+
+
+def cabinet(d):
+    """A closed box on a plinth or feet, with a top; doors or drawers with knobs in front."""
+    w, h, depth, base = d(.5, 1.5), d(.6, 1.8), d(.38, .6), d.of(.06, .14)
+    columns, rows = d.of((2, 1), (1, 3), (2, 2), (1, 4), (2, 3), (3, 1))
+    row, column = np.divmod(np.arange(columns * rows), columns)
+    wide, tall = w / columns, (h - base) / rows
+    front = np.stack([(column + .5) * wide - w / 2, 0 * row - depth / 2 - .01, base + (row + .5) * tall], axis=1)
+    # the knobs of a pair of doors are close to the gap between them, that of a drawer in its middle
+    knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - .08) * (wide < 1.2 * tall), [1, 0, 0])
+    stand = legs(w - .08, depth - .08, base) if base > .1 else box((0, .02, .03), (w - .06, depth - .1, .06))
+    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), box((0, -.01, h), (w + .06, depth + .06, .035)),
+            stand, box(front, (wide - .05, .04, tall - .05)), tube(knob, knob + [0, -.08, 0], .025)]
+
+
+def chair(d):
+    """Seat, leaning back, legs or a swivel foot, armrests at times; round backs in the wider style."""
+    w, depth, h, t, high = d(.38, .56), d(.38, .54), d(.4, .52), d(.03, .1), d(.32, .62)
+    y, up = depth / 2 - .02, np.array([0, 0, high])
+    posts, z = pair(w / 2 - .02, y, h), np.linspace(h + .3 * high, h + high, 4)
+    slats, oval = z[:, None] * [0, 0, 1] + [0, y, 0], turn(cushion((0, 0, 0), (w, .8 * high, .05), 2), 90, 0)
+    back = d.of(box((0, y, h + high / 2), (w, .04, high)),
+                np.r_[box(slats, (w, .02, high / 7)), tube(posts, posts + up, .018)],
+                np.r_[oval + [0, y, h + .6 * high], tube(posts, posts + .5 * up, .018)])
+    post = tube((0, 0, .02), (0, 0, h), .03)
+    stand = d.of(legs(w - .04, depth - .04, h, d(.014, .028), d(0, .12)),
+                 np.r_[post, tube((0, 0, .09), circle(5, .3, .03), .025)],
+                 np.r_[post, lathe([0, .24, .2, .03], [0, 0, .03, .06])])
+    parts = [cushion((0, 0, h - t / 2), (w, depth, t), d.of(20, 4, 2)), turn(back, -d(2, 16), 0, (0, y, h)), stand]
+    arm = pair(w / 2, 0, h + .22)
+    rests = [box(arm, (.05, .85 * depth, .03)), tube(arm - [0, y, .22], arm - [0, y, 0], .015)]
+    return parts + rests * (d.rng.random() < .4)
+
+
+def lamp(d):
+    """Floor, table or pendant lamp; in the wider style also desk, tripod and arc."""
+    kind, tilt = d.of("floor", "table", "pendant", "desk", "tripod", "arc"), d(5, 35)
+    r, high, tall = d(.13, .22), d(.16, .3), d(1.2, 1.7)
+    cap, foot = shade(r, d(.45, 1) * r, high), lathe([0, .15, .14, 0], [0, 0, .025, .04])
+    if kind == "table":
+        waist, tall = d(.04, .1), .2 * tall
+        heights = tall * np.array([0, 0, .06, .1, .4, .7, .95, 1.3, 1.3])
+        return [lathe([0, .1, .1, .03, waist, waist, .02, .02, 0], heights), cap + [0, 0, tall]]
+    if kind == "pendant":
+        ceiling = lathe([0, .06, .06, 0], .7 * tall + np.array([0, 0, .04, .04]))
+        return [shade(1.4 * r, .3 * r, .8 * high), tube((0, 0, .75 * high), (0, 0, .7 * tall), .01), ceiling]
+    if kind == "floor":
+        return [foot, tube((0, 0, 0), (0, 0, tall), .018), cap + [0, 0, tall - .6 * high]]
+    if kind == "tripod":
+        return [tube(circle(3, .3), (0, 0, tall), .016), cap + [0, 0, tall - .6 * high]]
+    # desk and arc: a bent arm carries the shade
+    angle = np.linspace(0, d(2.1, 2.7), 8)
+    arm = np.r_[[[0, 0, 0]], np.stack([.5 * np.cos(angle) - .5, 0 * angle, 1 + .6 * np.sin(angle)], axis=1)]
+    if kind == "desk":
+        arm, cap = np.array([[0, 0, 0], [.05, 0, d(.5, .7)], [d(-.6, -.4), 0, d(.8, 1.)]]), turn(cap, tilt, 1)
+    return [foot, tube(arm[:-1], arm[1:], .016), cap + arm[-1] - [0, 0, .8 * high]]
+
+
+def monitor(d):
+    """A framed flat screen on a neck and a foot; in the wider style also with a tube behind it or on two feet."""
+    w, t, gap = d(.46, .76), d(.02, .05), d(.06, .16)
+    h = w * d(.52, .72)
+    picture_tube = lathe(np.outer([0, .5, .5, .3, 0], [w, h]), np.array([0, 0, .2, .6, .62]) * w, 8)
+    behind = d.of(box((0, t, -.05 * h), (.5 * w, t + .02, .5 * h)), turn(picture_tube, -90, 0))
+    screen = np.r_[box((0, 0, 0), (w, t, h)), box(pair(w / 2, 0, 0), (.025, t + .02, h)), behind,
+                   box([[0, 0, -h / 2], [0, 0, h / 2]], (w, t + .02, .025))]
+    neck = box((0, .03, (gap + .3 * h) / 2), (d(.05, .09), .03, gap + .3 * h))
+    hip, toe = pair(.3 * w, 0, gap + .05), pair(.3 * w, .12, .01)
+    stand = d.of(np.r_[neck, box((0, .03, .01), (.4 * w, .22, .02))],
+                 np.r_[neck, lathe([0, .14, .13, 0], [0, 0, .02, .025])],
+                 np.r_[tube(hip, toe, .012), tube(hip, toe * [1, -1, 1], .012)])
+    return [turn(screen, d(-8, 4), 0) + [0, 0, gap + h / 2], stand]
+
+
+def plant(d):
+    """Leaves above a pot: bush, rosette or tree; sword leaves and palm in the wider style."""
+    r, deep, rng = d(.11, .2), d(.16, .34), d.rng
+    # number of leaves, stem, radius of the crown they start in, pitch; their length, width and droop
+    n, stem, crown, pitch, length, width, droop = d.of(
+        (60, d(.06, .2), d(.2, .3), (-.7, 1.5), .17, .09, .2), (26, .02, .06, (.5, 1.35), d(.4, .65), .06, .38),
+        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.55), d(.5, .8), .075, .02),
+        (24, d(.35, .8), .02, (.1, 1.3), d(.35, .55), .08, .4))
+    heading, pitch = rng.uniform(0, 2 * np.pi, n), rng.uniform(*pitch, n)
+    away = np.stack([np.cos(heading) * np.cos(pitch), np.sin(heading) * np.cos(pitch), np.sin(pitch)], axis=1)
+    top = np.array([0, 0, .88 * deep + stem + .7 * crown])
+    base = top + crown * away * rng.uniform(.3, 1, (n, 1))
+    pot = lathe(r * np.array([0, d(.6, .95), 1, 1.1, 1.1, .95, .9, 0]),
+                deep * np.array([0, 0, .85, .85, 1, 1, .88, .88]), d.of(2, 2, 9))
+    return [pot, tube((0, 0, .8 * deep), top, .022, .016),
+            leaves(base, heading, pitch, length * rng.uniform(.7, 1.1, n), width, droop)]
+
+
+def sofa(d):
+    """Base, back, arms and cushions on short feet; in the wider style also without arms or with a corner seat."""
+    w, depth, seat, high, arm, t = d(1.4, 2.4), d(.75, 1.), d(.3, .4), d(.7, .98), d(.12, .26), d(.16, .26)
+    kind, rise = d.of("arms", "arms", "corner", "bare"), d(.54, .68)
+    arm *= kind != "bare"
+    n = 3 if w > 1.85 else 2
+    each = (w - 2 * arm) / n
+    parts = [box((0, 0, seat / 2 + .03), (w, depth, seat - .06)), legs(w - .14, depth - .14, .1),
+             box((0, depth / 2 - t / 2, high / 2 + .03), (w, t, high - .06))]
+    upright = turn(cushion((0, 0, 0), (.94 * each, high - seat - .1, .16), 6), 78, 0)
+    for x in each * (np.arange(n) - (n - 1) / 2):
+        parts += [cushion((x, -t / 2, seat - .02), (.96 * each, depth - t, .16), 8),
+                  upright + [x, depth / 2 - t, (high + seat) / 2 + .1]]
+    if arm:
+        parts.append(box(pair((w - arm) / 2, -.01, rise / 2 + .03), (arm, depth, rise - .06)))
+    if kind == "corner":
+        x, reach = d.of(-1, 1) * (w / 2 - .4), d(.5, .9)
+        parts += [box((x, -depth / 2 - reach / 2, seat / 2 + .03), (.8, reach, seat - .06)),
+                  cushion((x, -depth / 2 - reach / 2, seat - .02), (.78, reach, .16), 8)]
+    return parts
+
+
+def table(d):
+    """A rectangular or round top on legs or a pedestal; in the wider style panels, trestles or drawers."""
+    w, depth, h, t, power = d(.8, 1.7), d(.6, 1.), d(.45, .8), d(.025, .06), d.of(20, 2, 20)
+    w = min(w, 1.2 * depth) if power == 2 else w
+    lw, ld = (.66 * w, .66 * depth) if power == 2 else (w - .1, depth - .1)
+    four, far, near = legs(lw, ld, h, d(.022, .045), d(0, .1)), pair(lw / 2, ld / 2, 0), pair(lw / 2, -ld / 2, 0)
+    up, bar = [0, 0, h], pair(lw / 2, 0, h / 2)
+    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * depth, .05], [0, 0, .05])],
+                 np.r_[box(bar, (.035, ld, h)), box((0, ld / 2, .7 * h), (lw, .02, .4 * h))],
+                 np.r_[tube(far, near + up, .03), tube(near, far + up, .03), tube(*bar, .025)],
+                 np.r_[four, box((.32 * lw, 0, .72 * h), (.3 * lw, .85 * ld, .5 * h))])
+    return [lathe(np.outer([0, .5, .5, 0], [w, depth]), [h, h, h + t, h + t], power, 24), stand]
+
+
+MAKERS = (bathtub, bed, bookshelf, cabinet, chair, lamp, monitor, plant, sofa, table)
+
+
+# -------------------------------------------------------------------------- domains
+
+def build(label, wide, rng):
+    """One object of class `label` (0..9) -> triangles (T, 3, 3); `wide` opens the styles and proportions of S."""
+    stretch = rng.uniform(.75, 1.3, 3) if wide else 1
+    return turn(np.concatenate(MAKERS[label](Draw(rng, wide))) * stretch, rng.uniform(-2, 2))
+
+
+def exposure(points, normals, eye, cells=64):
+    """What a depth camera at `eye` collects of each sample (n,): 0 where hidden, else cosine over square distance."""
+    ray, forward = points - eye, points.mean(0) - eye
+    distance, right = np.linalg.norm(ray, axis=1), np.cross(forward, [0, 0, 1])
+    axes = np.stack([right, np.cross(right, forward) / np.linalg.norm(forward)], axis=1)
+    image = ray @ axes / (ray @ forward)[:, None]  # (n, 2) in perspective
+    image -= image.min(0)
+    cell = image.max() / cells
+    column, row = (image / cell).astype(int).T + 1
+    # a z-buffer with a border; a point also hides behind its cell's neighbours, as the samples leave holes
+    nearest = np.full((cells + 3, cells + 3), np.inf)
+    np.minimum.at(nearest, (column, row), distance)
+    for axis in (0, 1):
+        nearest = np.minimum(nearest, np.minimum(np.roll(nearest, 1, axis), np.roll(nearest, -1, axis)))
+    cosine = -(ray * normals).sum(1) / distance
+    # a slanted surface is itself deeper across two cells, so it gets that much slack
+    slack = 2 * cell * np.linalg.norm(right) * distance / np.clip(cosine, .2, 1)
+    return np.where(distance < nearest[column, row] + slack, np.maximum(cosine, 0), 0) / distance ** 2
+
+
+def scan(triangles, rng, n=POINTS, noise=.015):
+    """Simulated depth scan -> points (n, 3) of radius about 1: what one to three views see of the object."""
+    low, high = triangles.min((0, 1)), triangles.max((0, 1))
+    middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
+    if rng.random() < .5:  # a patch of floor is left in
+        patch = box((*rng.uniform(-.2, .2, 2), -.5), (*rng.uniform(.5, 1.1, 2), .01))
+        triangles = np.concatenate([triangles, middle + patch * (high - low)])
+    points, normals, _ = sample((triangles - middle) / radius, 4 * n, rng)
+    if rng.random() < .5:  # a half-space is cropped
+        along = points @ rng.normal(size=3)
+        keep = along <= np.quantile(along, rng.uniform(.65, 1))
+        points, normals = points[keep], normals[keep]
+    # furniture stands against walls: the views lie in front of it, and share the points between them
+    views, front, clouds = rng.integers(1, 4), rng.uniform(-150, -30), []
+    for count in np.diff(np.linspace(0, n, views + 1).astype(int)):
+        azimuth, rise = np.radians(front + rng.uniform(-40, 40)), rng.uniform(.15, .8)
+        eye = np.array([np.cos(azimuth) * np.cos(rise), np.sin(azimuth) * np.cos(rise), np.sin(rise)])
+        eye *= rng.uniform(2, 4)
+        cumulative = np.cumsum(exposure(points, normals, eye))
+        seen = points[np.searchsorted(cumulative, rng.random(count) * cumulative[-1])]
+        ray = (seen - eye) / np.linalg.norm(seen - eye, axis=1, keepdims=True)
+        # range noise along the ray, and views that are registered imperfectly
+        clouds.append(seen + noise * (rng.normal(size=(count, 1)) * ray + .8 * rng.normal(size=3)))
+    return turn(np.concatenate(clouds), rng.uniform(0, 360))
+
+
+# -------------------------------------------------------------------------- bodies
+
+# degrees: arms raised sideways, arms swung, thighs swung, knees bent; girth; thinning upwards; noise
+FIGURES = {"seg_F": ((15, 50), (-15, 15), (-10, 10), (0, 10), (.9, 1.2), 0, .002),  # subjects who stand
+           "seg_M": ((5, 30), (10, 50), (10, 30), (0, 15), (1., 1.5), 0, .004),  # walking, heavier
+           "seg_A": ((60, 170), (-20, 30), (-15, 15), (0, 20), (.85, 1.1), 1.5, .004),  # arms up, uneven
+           "seg_S": ((0, 110), (-60, 60), (-30, 30), (0, 60), (1.05, 1.06), 0, .008)}  # one subject, many poses
+
+
+def direction(swing, spread):
+    """Unit vector of a limb hanging down, swung forward (to -y), then spread sideways; degrees."""
+    swing, spread = math.radians(swing), math.radians(spread)
+    return np.array([math.sin(spread), -math.sin(swing) * math.cos(spread), -math.cos(swing) * math.cos(spread)])
+
+
+def body(rng, arm, reach, stride, bend, girth):
+    """A posed figure, the hips at the origin -> triangles (T, 3, 3), part of each (T,); ranges as in FIGURES."""
+    fat, tall, ball = rng.uniform(*girth), rng.uniform(.92, 1.08), np.linspace(0, np.pi, 8)
+    bend, stride = rng.uniform(*bend), rng.uniform(*stride)
+    trunk = np.array([[0, 0], [.1, .08], [.17, .12], [.15 * fat, .11 * fat], [.18, .13], [.2, .11], [.06, .06], [0, 0]])
+    parts = [(3, lathe(trunk * (.7 + .3 * fat), tall * np.array([-.1, -.1, 0, .2, .4, .53, .57, .57]))),
+             (7, lathe(np.outer(np.sin(ball), [.085, .1]), .7 * tall - .125 * np.cos(ball))),
+             (7, tube((0, 0, .55 * tall), (0, 0, .62 * tall), .05))]
+    for side in (-1, 1):
+        mirror, spread, raised = np.array([side, 1, 1]), rng.uniform(3, 14), rng.uniform(*arm)
+        # the knee behind folds more; an arm swings against its leg
+        thigh, forward = side * stride + bend, -side * rng.uniform(*reach)
+        shin = thigh - 1.6 * bend - .5 * max(0, -side * stride) - rng.uniform(0, 10)
+        hip, shoulder = np.array([side * .09, 0, 0]), np.array([side * .2 * (.7 + .3 * fat), 0, .5 * tall])
+        knee = hip + .4 * tall * mirror * direction(thigh, spread)
+        ankle = knee + .38 * tall * mirror * direction(shin, spread)
+        elbow = shoulder + .27 * mirror * direction(forward, raised)
+        lower = mirror * direction(forward + rng.uniform(5, 60), raised)
+        wrist = elbow + .24 * lower
+        parts += [(0, tube(ankle + [0, .05, -.04], ankle + [side * .03, -.17, -.05], .04, .045, .03)),
+                  (1, tube(knee, ankle, .055 * fat, .06 * fat, .036)),
+                  (2, tube(hip, knee, .09 * fat, .085 * fat, .06 * fat)),
+                  (4, tube(shoulder, elbow, .05 * fat, .05 * fat, .042)),
+                  (5, tube(elbow, wrist, .043, .045, .028)), (6, tube(wrist, wrist + .17 * lower, .03, .045, .035, .015))]
+    # the trunk and what hangs on it lean forward with the bent knees
+    pieces = [turn(piece, .6 * bend, 0) if part > 2 else piece for part, piece in parts]
+    return np.concatenate(pieces), np.repeat([part for part, _ in parts], [len(piece) for piece in pieces])
+
+
+def figure(key, rng):
+    """One labelled body of a seg_* domain, centred, about 1.5 tall -> points (2048, 3), labels (2048,)."""
+    *ranges, thinning, noise = FIGURES[key]
+    triangles, part = body(rng, *ranges)
+    points, _, face = sample(triangles, 2 * POINTS, rng)
+    # the smallest of weighted exponentials: a draw without replacement, rarer for larger weights
+    chosen = np.argsort(rng.exponential(size=len(points)) * np.exp(thinning * points[:, 2]))[:POINTS]
+    points = points[chosen] + noise * rng.normal(size=(POINTS, 3))
+    return turn(.85 * (points - points.mean(0)), rng.uniform(-20, 20)), part[face[chosen]]
+
+
+# -------------------------------------------------------------------------- the one function to call
+
+def make(key, split):
+    """The clouds of one domain and split, the same on every call and in a fixed shuffled order.
+
+    M, S, SC with train, test: points (n, 2048, 3) float32 and labels (n,) int64 of CLASSES, n = 400, 200.
+    seg_F, seg_M, seg_A, seg_S with train, val, test: labels (n, 2048) of PARTS, n = 40, 10, 20.
+    Raises UserError for any other key or split.
+    """
+    keys, splits = [*COUNTS, *FIGURES], list(BODIES)
+    if key not in keys or split not in splits or (key in COUNTS and split == "val"):
+        raise UserError(f"built-in shapes have no {key!r} {split!r}: use M, S, SC (train, test) or seg_F, seg_M, "
+                        "seg_A, seg_S (train, val, test)")
+    # one seed for each cloud, so that no draw is shared by two domains or splits
+    seed = [keys.index(key), splits.index(split)]
+    if key in FIGURES:
+        clouds, labels = zip(*(figure(key, np.random.default_rng([*seed, i])) for i in range(BODIES[split])))
+        return np.stack(clouds).astype(np.float32), np.stack(labels).astype(np.int64)
+    labels = np.repeat(np.arange(10), COUNTS[key]).repeat(2 if split == "train" else 1)
+    labels = np.random.default_rng(seed).permutation(labels)
+    clouds = np.empty((len(labels), POINTS, 3), np.float32)
+    for i, label in enumerate(labels):
+        rng = np.random.default_rng([*seed, i])
+        triangles = build(label, key != "M", rng)
+        clouds[i] = scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]
+    return clouds, labels

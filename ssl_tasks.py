@@ -1,0 +1,190 @@
+"""The self-supervised tasks that SM-DSB plugs into (Sec. IV-A of the paper), each one class with one interface.
+
+    task.views(points, labels, key, source, generator) -> View      the augmented batch of one domain
+    task(model, view, features, generator) -> (B,)                  per-sample loss, so that samples can be masked
+    task.weight(t / T), task.cls_weight                             the weights of L_ssl and L_c
+    task.own_pass                                                   False if it reuses the labelled pass (`features`)
+
+A further task is one more such class and a line in `build`. Everything is batched: no loop over clouds.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+from models import EMA, PerPointHead
+
+
+@dataclass
+class View:
+    """An augmented batch of one domain: x (B, n, 3) feeds the student; y labels or None; weak (B, n, 3) the teacher."""
+
+    x: torch.Tensor
+    y: torch.Tensor | None = None
+    weak: torch.Tensor | None = None
+
+
+def cat(views):
+    """One View from several (stage 2 joins source and pseudo-labelled target)."""
+    join = lambda name: None if getattr(views[0], name) is None else torch.cat([getattr(v, name) for v in views])
+    return View(**{name: join(name) for name in View.__dataclass_fields__})
+
+
+def combine(loss_s, lam_s, loss_t, lam_t, pooled):
+    """Eq. (6) as its base weighs it: the loss is masked, never the batch (B,), (B,) bool, (B,), (B,) bool -> scalar.
+
+    pooled divides by B_s + B_t (self-distillation), otherwise each domain by its own B; kept or not, B stays.
+    """
+    masked_s, masked_t = (loss_s * lam_s).sum(), (loss_t * lam_t).sum()
+    if pooled:
+        return (masked_s + masked_t) / (len(loss_s) + len(loss_t))
+    return masked_s / len(loss_s) + masked_t / len(loss_t)
+
+
+def build(name, model, n, src_key, tgt_key):
+    """The task called `name` for `model` and clouds of n points, with the heads it needs."""
+    if name == "selfdist":
+        return SelfDistillation(model, n, crop=data.is_synthetic_to_real(src_key, tgt_key))
+    if name == "none":
+        return NoTask(n, crop=data.is_synthetic_to_real(src_key, tgt_key))
+    return DeformationReconstruction(model, n)
+
+
+class Task(nn.Module):
+    """Defaults: rotate about z and jitter both domains, no teacher, a forward pass of the task's own."""
+
+    cls_weight, own_pass, pooled, teacher = 1.0, True, False, None
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def weight(self, progress):
+        return 0.5
+
+    def views(self, points, labels, key, source, generator):
+        return View(data.plain_view(points, self.n, generator), labels)
+
+    def after_step(self, model, t):
+        """Called when the optimiser has taken step t."""
+
+
+# ---------------------------------------------------------------- none, self-distillation (Cardace et al., WACV 2023)
+class NoTask(Task):
+    """No adaptation: the classifier alone, on the labelled view that self-distillation has."""
+
+    def __init__(self, n, crop):
+        super().__init__(n)
+        self.crop = crop
+
+    def views(self, points, labels, key, source, generator):
+        return View(data.strong_view(points, self.n, generator, source=source, crop=self.crop), labels)
+
+    def forward(self, model, view, features, generator):
+        return view.x.new_zeros(len(view.x))
+
+
+class SelfDistillation(NoTask):
+    """The student's feature of a strong view predicts the EMA teacher's feature of a weak one; no head."""
+
+    own_pass, pooled = False, True
+
+    def __init__(self, model, n, crop):
+        super().__init__(n, crop)
+        self.teacher = EMA(model)
+
+    def weight(self, progress):
+        return math.exp(-5 * (1 - progress) ** 2)
+
+    def views(self, points, labels, key, source, generator):
+        weak = data.weak_view(points, self.n, generator)
+        return replace(super().views(points, labels, key, source, generator), weak=weak)
+
+    def forward(self, model, view, features, generator):
+        with torch.no_grad():
+            teacher = self.teacher.model.encoder(view.weak)[1]  # (B, 1024)
+        student = (features or model.encoder(view.x))[1]  # (B, 1024)
+        return -((teacher / 0.1).softmax(-1) * (student / 0.5).log_softmax(-1)).sum(-1)
+
+    def after_step(self, model, t):
+        self.teacher.update(model, t)
+
+
+# ---------------------------------------------------------------- DefRec and PCM (Achituve et al., WACV 2021)
+class DeformationReconstruction(Task):
+    """One voxel of the cloud collapses to a Gaussian blob; the per-point head puts the points back."""
+
+    cls_weight = 0.5
+
+    def __init__(self, model, n):
+        super().__init__(n)
+        self.head = PerPointHead(model.encoder.point_dim, 3)
+
+    def forward(self, model, view, features, generator):
+        deformed, hole = deform(view.x, generator)
+        return 20 * masked_chamfer(self.head(*model.encoder(deformed)), view.x, hole)
+
+
+def voxel(points):
+    """Which of the 27 voxels of [-1, 1]^3 each point is in, (B, N, 3) -> (B, N); faces and outside go to the nearest."""
+    cell = ((points + 1) * 1.5).floor().clamp(0, 2).long()
+    return (cell * cell.new_tensor([9, 3, 1])).sum(-1)
+
+
+def choose_voxel(index, least, generator):
+    """A random voxel with at least `least` points for each cloud, the fullest if none has them, (B, N) -> (B,)."""
+    count = F.one_hot(index, 27).sum(1)  # (B, 27)
+    draw = torch.rand(count.shape, generator=generator, device=index.device)
+    return torch.where(count >= least, 1 + draw, count / (index.shape[1] + 1)).argmax(-1)
+
+
+def deform(points, generator, least=40):
+    """Replace one voxel's points by N(its centre, .001 I), (B, N, 3) -> deformed (B, N, 3), hole (B, N) bool."""
+    index = voxel(points)
+    chosen = choose_voxel(index, least, generator)  # (B,)
+    centre = (torch.stack([chosen // 9, chosen // 3 % 3, chosen % 3], -1) - 1) * (2 / 3)  # (B, 3)
+    noise = torch.randn(points.shape, generator=generator, device=points.device) * math.sqrt(0.001)
+    hole = index == chosen[:, None]
+    return torch.where(hole[..., None], centre[:, None] + noise, points), hole
+
+
+def masked_chamfer(predicted, truth, mask):
+    """Squared Chamfer distance, both ways, between the masked points of each cloud, (B, N, 3) x2, (B, N) bool -> (B,)."""
+    K = max(int(mask.sum(1).max()), 1)
+    index = mask.int().argsort(1, descending=True, stable=True)[:, :K]  # masked points first: (B, K, K), never (B, N, N)
+    valid = mask.gather(1, index)
+    p, q = data.gather_points(predicted, index), data.gather_points(truth, index)  # (B, K, 3)
+    with torch.no_grad():  # only who is nearest; the distance itself is taken again, exactly
+        d = torch.cdist(p, q).masked_fill(~(valid[:, :, None] & valid[:, None]), math.inf)  # (B, K, K)
+        to_q, to_p = d.argmin(2), d.argmin(1)  # (B, K)
+    there = (p - data.gather_points(q, to_q)).square().sum(-1)
+    back = (q - data.gather_points(p, to_p)).square().sum(-1)
+    return ((there + back) * valid).sum(1) / valid.sum(1).clamp_min(1)  # an empty mask costs nothing, not 0/0
+
+
+def farthest_points(points, m):
+    """Farthest-point sampling of m points from each cloud, starting at its first, (B, N, 3) -> (B, m) index."""
+    index = torch.zeros(len(points), m, dtype=torch.long, device=points.device)
+    nearest = points.new_full(points.shape[:2], math.inf)
+    for i in range(1, m):  # over points, not clouds: each step serves the whole batch
+        newest = data.gather_points(points, index[:, i - 1 : i])  # (B, 1, 3)
+        nearest = torch.minimum(nearest, (points - newest).square().sum(-1))
+        index[:, i] = nearest.argmax(-1)
+    return index
+
+
+def pcm(points, labels, generator):
+    """Point-cloud mixup: each cloud gives a share mu of its points, another of the batch the rest, both by FPS.
+
+    Returns mixed (B, N, 3), the partner's labels (B,), and mu ~ Beta(1, 1), one a batch.
+    """
+    B, N, _ = points.shape
+    mu = torch.rand((), generator=generator, device=points.device).item()
+    partner = torch.randperm(B, generator=generator, device=points.device)
+    n = round(mu * N)
+    picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
+    return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), labels[partner], mu
