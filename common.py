@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's settings, which the paper keeps
 PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
@@ -144,6 +145,11 @@ def save_checkpoint(path, payload):
     write_atomically(path, buffer.getvalue())
 
 
+def file_hash(path):
+    """sha256 of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of either stage; UserError if it is missing or is not one."""
     try:
@@ -175,7 +181,7 @@ class Run:
         self.folder, self.stage, self.args = Path(folder), stage, args
         self.last, self.final = self.folder / f"last{stage}.pt", self.folder / f"stage{stage}.pt"
         self.preds, self.moments, self.best = self.folder / f"preds{stage}.npz", [], None
-        self.stopping = None
+        self.stopping, self.seconds, self.shown = None, 0.0, ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / ".lock", "w")
@@ -217,50 +223,77 @@ class Run:
                 raise UserError(f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
                                 "choose another --out, or the same arguments to go on with it")
 
-    # -- resuming: run the same command again
-    def resume(self, parts):
-        """Load last.pt into `parts` (name -> object with load_state_dict); returns (first step, seconds, extra)."""
-        if not self.last.exists():
-            self._cut(0)
-            return 0, 0.0, {}
-        payload = load_checkpoint(self.last, self.args.device)
-        for name, part in parts.items():
-            part.load_state_dict(payload[name])
-        self.best, step = payload["best"], payload["step"]
-        self._cut(step)
-        return step, payload["seconds"], payload["extra"]
+    # -- the loop; resuming is running the same command again
+    def loop(self, parts, evaluate):
+        """Yield t = 0 .. T-1 from where the folder stands; between steps evaluate, save, and stop when asked to.
 
-    def _cut(self, step):
-        """Drop log lines and predictions of steps that will be taken again."""
-        log = self.folder / "log.jsonl"
-        rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
+        parts: name -> object with state_dict and load_state_dict, all that the loop needs to go on bit for bit.
+        evaluate(steps done) -> text for the bar.
+        """
+        T, save_every = self.args.steps, max(1, self.args.steps // 20)
+        first = self._resume(parts)
+        began, text = time.time(), ""
+        with tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True) as bar:
+            for t in bar:
+                yield t
+                done = t + 1
+                if done % self.args.eval_every == 0 or done == T:
+                    text = evaluate(done)
+                bar.set_postfix_str(f"{self.shown}{text}", refresh=False)
+                if done - first == 10:
+                    bar.write(announce((time.time() - began) / 10 * (T - done), T, self.args.device), end="")
+                if done % save_every == 0 or done == T or self.stopping:
+                    self.seconds, began = self.seconds + time.time() - began, time.time()
+                    state = {name: part.state_dict() for name, part in parts.items()}
+                    save_checkpoint(self.last, {"config": self.config, "step": done, "seconds": self.seconds,
+                                                "best": self.best, **state})
+                if self.stopping:
+                    bar.close()
+                    print(f"stopped after step {done} of {T}; run the same command to go on", file=sys.stderr)
+                    sys.exit(128 + self.stopping)
+
+    def _resume(self, parts):
+        """Load last.pt into `parts` and cut what the log and the predictions hold beyond it; returns the first step."""
+        step = 0
+        if self.last.exists():
+            payload = load_checkpoint(self.last, self.args.device)
+            for name, part in parts.items():
+                part.load_state_dict(payload[name])
+            self.best, self.seconds, step = payload["best"], payload["seconds"], payload["step"]
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may leave half a line
         rows = [row for row in rows if row["stage"] != self.stage or row["step"] < step]
-        write_atomically(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         if self.preds.exists():
             with np.load(self.preds, allow_pickle=False) as old:
                 self.moments = [m for m in zip(old["step"], old["source"], old["target"]) if m[0] <= step]
-        self._log = open(log, "a", buffering=1)
+        self.lines = open(path, "a", buffering=1)
+        return step
 
-    def save(self, parts, step, seconds, extra):
-        """Write last.pt: everything the loop needs to go on after `step` steps, bit for bit."""
-        state = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(self.last, {"config": self.config, "step": step, "seconds": seconds, "best": self.best,
-                                    "extra": extra, **state})
-
-    def finish(self, student, seconds):
+    def finish(self, student):
         """Write stageN.pt: student (and teacher) at the best source-validation moment, and the last-step student."""
-        save_checkpoint(self.final, {"config": self.config, "seconds": seconds, **self.best,
+        self.config["seconds"] = round(self.seconds, 1)
+        write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
+        save_checkpoint(self.final, {"config": self.config, "seconds": self.seconds, **self.best,
                                      "last_student": student.state_dict()})
 
     # -- log and evaluation
-    def log(self, step, **row):
+    def check(self, step, row):
+        """Stop before a loss that is not finite reaches the weights."""
+        if not math.isfinite(row["loss"]):
+            kept = f"{self.last} is the last good checkpoint" if self.last.exists() else "no checkpoint was written yet"
+            raise UserError(f"step {step}: the loss is {row['loss']}; {kept}; look at the data or change --seed")
+
+    def log(self, step, row):
         """One JSON object a line."""
+        self.shown = f"L_c {row['cls']:.3f} L_ssl {row['ssl_tgt']:.3f}"
         try:
-            self._log.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
+            self.lines.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
 
-    def evaluate(self, step, student, teacher, source, labels, target):
+    def evaluate(self, step, student, task, source, labels, target):
         """Append argmax predictions of both test sets; keep the best moment by *source* accuracy. No target label here."""
         predicted = [predict(student, points) for points in (source, target)]
         accuracy = float((predicted[0] == labels.cpu().numpy()).mean())
@@ -271,10 +304,10 @@ class Run:
         write_atomically(self.preds, buffer.getvalue())
         if self.best is None or accuracy > self.best["source_val"]:
             copy = lambda model: {name: t.detach().clone() for name, t in model.state_dict().items()}
-            self.best = {"step": step, "source_val": accuracy, "student": copy(student)}
-            if teacher is not None:
-                self.best["teacher"] = copy(teacher)
-        return accuracy
+            self.best = {"step": step, "source_val": accuracy, "student": copy(student), "task": copy(task)}
+            if task.teacher:
+                self.best["teacher"] = copy(task.teacher.model)
+        return f" source {accuracy:.1%}"
 
 
 def plain(args):
@@ -292,11 +325,9 @@ def predict(model, points, batch=64):
     return out.to(torch.uint8).cpu().numpy()
 
 
-def announce(step, steps, first, began, args):
-    """Without a GPU, ten steps in: what the whole stage takes at the measured speed, and how to shorten it."""
-    if args.device == "cpu" and step == first + 10:
-        hours = (time.time() - began) / 10 * (steps - step) / 3600
-        if hours > 0.5:
-            return (f"no GPU: {steps:,} steps take about {hours:.1f} h at this speed; shorten with fewer steps (STEPS=300), "
-                    "the small backbone (BACKBONE=pointnet) or fewer points (ARGS='--points 512'); going on")
-    return None
+def announce(seconds, steps, device):
+    """Without a GPU: what the stage will take at the measured speed, and how to shorten it; "" when that is short."""
+    if device != "cpu" or seconds < 1800:
+        return ""
+    return (f"no GPU: {steps:,} steps take about {seconds / 3600:.1f} h at this speed; shorter with fewer steps (STEPS=300), "
+            "the small backbone (BACKBONE=pointnet) or fewer points (ARGS='--points 512'); going on\n")

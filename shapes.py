@@ -19,12 +19,12 @@ CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor",
 PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
 POINTS = 2048
 # test clouds of each class; train has twice as many. S and SC lean the way ShapeNet-10 and ScanNet-10 do
-COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40], "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
+COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40],
+          "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
 BODIES = {"train": 40, "val": 10, "test": 20}
 
 
 # -------------------------------------------------------------------------- primitives
-
 def loft(rings):
     """Triangles between consecutive rings (..., K, n, 3), each wound left seen from the next -> (T, 3, 3)."""
     low, high = rings[..., :-1, :, :], rings[..., 1:, :, :]
@@ -97,8 +97,8 @@ def tube(start, end, *radii):
 
 def legs(width, depth, top, r=.03, splay=0.):
     """Four legs from the corners of a width x depth rectangle at z = top down to the floor."""
-    corner = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) / 2
-    return tube(corner * [width, depth, 0] + [0, 0, top], corner * [width + splay, depth + splay, 0], r, .8 * r)
+    corner = np.r_[pair(.5, -.5, 0), pair(-.5, .5, 0)]
+    return tube(corner * [width, depth, 0] + [0, 0, top], corner * [width + splay, depth + splay, 0], r)
 
 
 def leaves(base, heading, pitch, length, width, droop):
@@ -142,36 +142,30 @@ class Draw:
 
 
 # -------------------------------------------------------------------------- the ten classes
-
 def bathtub(d):
-    """A hollow basin with a rim and a tap: built in or free-standing; on feet in the wider style."""
-    high, rim, kind = d(.42, .68), d(.04, .1), d.of("built in", "oval", "feet")
-    half, foot = np.array([d(.7, .95), d(.33, .48)]), d(.08, .16) if kind == "feet" else 0
-    power, taper = (9, .97) if kind == "built in" else (d(2, 3), d(.7, .9))
+    """A hollow basin with a rim and a tap, boxed in or free-standing with sloping walls."""
+    half, high, rim = np.array([d(.7, .95), d(.33, .48)]), d(.42, .68), d(.04, .1)
+    power, taper = d.of((9, .97), (d(2, 3), d(.75, .9)), (2, .65))
     inner = half - rim
     radii = [0 * half, taper * half, half, inner, d(.7, .85) * inner, 0 * half]
-    basin = lathe(radii, [foot, foot, high, high, foot + .09, foot + .09], [power] * 3 + [max(power / 2, 2.5)] * 3, 24)
+    basin = lathe(radii, [0, 0, high, high, .09, .09], [power] * 3 + [max(power / 2, 2.5)] * 3, 24)
     tap = np.array([[half[0] - .05, 0, high], [half[0] - .05, 0, high + .16], [half[0] - .2, 0, high + .14]])
-    feet = [legs(1.1 * half[0], .9 * half[1], 1.6 * foot, .04, .1)] if foot else []
-    return [basin, tube(tap[:-1], tap[1:], .022), *feet]
+    return [basin, tube(tap[:-1], tap[1:], .022)]
 
 
 def bed(d):
-    """Frame, mattress, blanket and pillows with a headboard, or four posts in the wider style."""
+    """Frame, mattress, blanket and pillows with a headboard; four posts in the wider style."""
     w, long, frame, thick, head = d(.9, 1.9), d(1.85, 2.15), d(.2, .45), d(.16, .32), d(.75, 1.3)
-    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, frame, .035),
+    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, *d.of((frame, .035), (1.6, .05))),
              cushion((0, 0, frame), (w - .04, long - .04, thick), 12),
-             cushion((0, -.2 * long, frame + .02), (w + .05, .58 * long, thick + .04), 14)]
-    parts += [cushion((x, long / 2 - .28, frame + thick - .02), (min(.7, .46 * w), .4, .16), 3)
-              for x in ([-w / 4, w / 4] if w > 1.25 else [0])]
-    if d.of("headboard", "headboard", "posts") == "headboard":
-        return parts + [box((0, long / 2 + .03, head / 2), (w + .08, .06, head))]
-    corner = np.r_[pair(w / 2, -long / 2, 1.8), pair(-w / 2, long / 2, 1.8)]
-    return parts + [tube(corner * [1, 1, 0], corner, .035), tube(corner, np.roll(corner, 1, axis=0), .03)]
+             cushion((0, -.2 * long, frame + .02), (w + .05, .58 * long, thick + .04), 14),
+             box((0, long / 2 + .03, head / 2), (w + .08, .06, head))]
+    return parts + [cushion((x, long / 2 - .28, frame + thick - .02), (min(.7, .46 * w), .4, .16), 3)
+                    for x in ([-w / 4, w / 4] if w > 1.25 else [0])]
 
 
 def bookshelf(d):
-    """Boards between two sides and a back, open at the front, with books; on bare posts in the wider style."""
+    """Boards between two sides and a back, open in front, with books; on bare posts in the wider style."""
     w, h, depth, n, t = d(.6, 1.4), d(1.1, 2.2), d(.22, .42), int(d(3, 7)), .028
     level = np.linspace(.07, h - t / 2, n + 1)
     walls = np.r_[box(pair(w / 2, 0, h / 2), (t, depth, h)), box((0, depth / 2, h / 2), (w, .012, h))]
@@ -191,12 +185,12 @@ def cabinet(d):
     columns, rows = d.of((2, 1), (1, 3), (2, 2), (1, 4), (2, 3), (3, 1))
     row, column = np.divmod(np.arange(columns * rows), columns)
     wide, tall = w / columns, (h - base) / rows
-    front = np.stack([(column + .5) * wide - w / 2, 0 * row - depth / 2 - .01, base + (row + .5) * tall], axis=1)
+    front = np.stack([(column + .5) * wide - w / 2, 0 * row - .51 * depth, base + (row + .5) * tall], axis=1)
     # the knobs of a pair of doors are close to the gap between them, that of a drawer in its middle
     knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - .08) * (wide < 1.2 * tall), [1, 0, 0])
     stand = legs(w - .08, depth - .08, base) if base > .1 else box((0, .02, .03), (w - .06, depth - .1, .06))
-    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), box((0, -.01, h), (w + .06, depth + .06, .035)),
-            stand, box(front, (wide - .05, .04, tall - .05)), tube(knob, knob + [0, -.08, 0], .025)]
+    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), box((0, 0, h), (w + .06, depth + .06, .035)), stand,
+            box(front, (wide - .05, .04, tall - .05)), tube(knob, knob + [0, -.08, 0], .025)]
 
 
 def chair(d):
@@ -212,38 +206,30 @@ def chair(d):
     stand = d.of(legs(w - .04, depth - .04, h, d(.014, .028), d(0, .12)),
                  np.r_[post, tube((0, 0, .09), circle(5, .3, .03), .025)],
                  np.r_[post, lathe([0, .24, .2, .03], [0, 0, .03, .06])])
-    parts = [cushion((0, 0, h - t / 2), (w, depth, t), d.of(20, 4, 2)), turn(back, -d(2, 16), 0, (0, y, h)), stand]
+    seat = cushion((0, 0, h - t / 2), (w, depth, t), d.of(20, 4, 2))
     arm = pair(w / 2, 0, h + .22)
     rests = [box(arm, (.05, .85 * depth, .03)), tube(arm - [0, y, .22], arm - [0, y, 0], .015)]
-    return parts + rests * (d.rng.random() < .4)
+    return [seat, stand, turn(back, -d(2, 16), 0, (0, y, h))] + rests * (d.rng.random() < .4)
 
 
 def lamp(d):
-    """Floor, table or pendant lamp; in the wider style also desk, tripod and arc."""
-    kind, tilt = d.of("floor", "table", "pendant", "desk", "tripod", "arc"), d(5, 35)
-    r, high, tall = d(.13, .22), d(.16, .3), d(1.2, 1.7)
-    cap, foot = shade(r, d(.45, 1) * r, high), lathe([0, .15, .14, 0], [0, 0, .025, .04])
-    if kind == "table":
-        waist, tall = d(.04, .1), .2 * tall
-        heights = tall * np.array([0, 0, .06, .1, .4, .7, .95, 1.3, 1.3])
-        return [lathe([0, .1, .1, .03, waist, waist, .02, .02, 0], heights), cap + [0, 0, tall]]
-    if kind == "pendant":
-        ceiling = lathe([0, .06, .06, 0], .7 * tall + np.array([0, 0, .04, .04]))
-        return [shade(1.4 * r, .3 * r, .8 * high), tube((0, 0, .75 * high), (0, 0, .7 * tall), .01), ceiling]
-    if kind == "floor":
-        return [foot, tube((0, 0, 0), (0, 0, tall), .018), cap + [0, 0, tall - .6 * high]]
-    if kind == "tripod":
-        return [tube(circle(3, .3), (0, 0, tall), .016), cap + [0, 0, tall - .6 * high]]
-    # desk and arc: a bent arm carries the shade
+    """Floor, table or pendant lamp; tripod and arc in the wider style."""
+    r, high, tall, waist, drop = d(.13, .22), d(.16, .3), d(1.2, 1.7), d(.04, .1), d(.2, .8)
+    foot, top, low = lathe([0, .15, .14, 0], [0, 0, .025, .04]), [0, 0, tall], .2 * tall
+    vase = lathe([0, .1, .1, .03, waist, waist, .02, 0], low * np.array([0, 0, .06, .1, .4, .7, .95, 1.3]))
+    ceiling = lathe([0, .06, .06, 0], [tall, tall, tall + .04, tall + .04])
     angle = np.linspace(0, d(2.1, 2.7), 8)
     arm = np.r_[[[0, 0, 0]], np.stack([.5 * np.cos(angle) - .5, 0 * angle, 1 + .6 * np.sin(angle)], axis=1)]
-    if kind == "desk":
-        arm, cap = np.array([[0, 0, 0], [.05, 0, d(.5, .7)], [d(-.6, -.4), 0, d(.8, 1.)]]), turn(cap, tilt, 1)
-    return [foot, tube(arm[:-1], arm[1:], .016), cap + arm[-1] - [0, 0, .8 * high]]
+    # each style is a stem and the place of the shade
+    stem, at = d.of((np.r_[foot, tube((0, 0, 0), top, .018)], [0, 0, tall - .6 * high]), (vase, [0, 0, low]),
+                    (np.r_[tube((0, 0, drop), top, .01), ceiling], [0, 0, drop - .9 * high]),
+                    (tube(circle(3, .3), top, .016), [0, 0, tall - .6 * high]),
+                    (np.r_[foot, tube(arm[:-1], arm[1:], .016)], arm[-1] - [0, 0, .8 * high]))
+    return [stem, shade(r, d(.45, 1) * r, high) + at]
 
 
 def monitor(d):
-    """A framed flat screen on a neck and a foot; in the wider style also with a tube behind it or on two feet."""
+    """A framed flat screen on neck and foot; in the wider style also on two feet or with a tube behind."""
     w, t, gap = d(.46, .76), d(.02, .05), d(.06, .16)
     h = w * d(.52, .72)
     picture_tube = lathe(np.outer([0, .5, .5, .3, 0], [w, h]), np.array([0, 0, .2, .6, .62]) * w, 8)
@@ -263,9 +249,9 @@ def plant(d):
     r, deep, rng = d(.11, .2), d(.16, .34), d.rng
     # number of leaves, stem, radius of the crown they start in, pitch; their length, width and droop
     n, stem, crown, pitch, length, width, droop = d.of(
-        (60, d(.06, .2), d(.2, .3), (-.7, 1.5), .17, .09, .2), (26, .02, .06, (.5, 1.35), d(.4, .65), .06, .38),
-        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.55), d(.5, .8), .075, .02),
-        (24, d(.35, .8), .02, (.1, 1.3), d(.35, .55), .08, .4))
+        (60, d(.1, .2), d(.2, .3), (-.7, 1.5), .17, .09, .2), (26, .02, .06, (.5, 1.4), d(.4, .65), .06, .38),
+        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.6), d(.5, .8), .075, .02),
+        (24, d(.4, .8), .02, (.1, 1.3), d(.35, .55), .08, .4))
     heading, pitch = rng.uniform(0, 2 * np.pi, n), rng.uniform(*pitch, n)
     away = np.stack([np.cos(heading) * np.cos(pitch), np.sin(heading) * np.cos(pitch), np.sin(pitch)], axis=1)
     top = np.array([0, 0, .88 * deep + stem + .7 * crown])
@@ -277,25 +263,21 @@ def plant(d):
 
 
 def sofa(d):
-    """Base, back, arms and cushions on short feet; in the wider style also without arms or with a corner seat."""
-    w, depth, seat, high, arm, t = d(1.4, 2.4), d(.75, 1.), d(.3, .4), d(.7, .98), d(.12, .26), d(.16, .26)
-    kind, rise = d.of("arms", "arms", "corner", "bare"), d(.54, .68)
-    arm *= kind != "bare"
-    n = 3 if w > 1.85 else 2
+    """Base, back, arms and cushions on short feet; with a corner seat in the wider style."""
+    w, depth, arm, t = d(1.4, 2.4), d(.75, 1.), d(.12, .26), d(.16, .26)
+    seat, high, rise, n = d(.3, .4), d(.7, .98), d(.54, .68), 3 if w > 1.85 else 2
     each = (w - 2 * arm) / n
     parts = [box((0, 0, seat / 2 + .03), (w, depth, seat - .06)), legs(w - .14, depth - .14, .1),
-             box((0, depth / 2 - t / 2, high / 2 + .03), (w, t, high - .06))]
+             box((0, depth / 2 - t / 2, high / 2 + .03), (w, t, high - .06)),
+             box(pair((w - arm) / 2, -.01, rise / 2 + .03), (arm, depth, rise - .06))]
     upright = turn(cushion((0, 0, 0), (.94 * each, high - seat - .1, .16), 6), 78, 0)
     for x in each * (np.arange(n) - (n - 1) / 2):
         parts += [cushion((x, -t / 2, seat - .02), (.96 * each, depth - t, .16), 8),
                   upright + [x, depth / 2 - t, (high + seat) / 2 + .1]]
-    if arm:
-        parts.append(box(pair((w - arm) / 2, -.01, rise / 2 + .03), (arm, depth, rise - .06)))
-    if kind == "corner":
-        x, reach = d.of(-1, 1) * (w / 2 - .4), d(.5, .9)
-        parts += [box((x, -depth / 2 - reach / 2, seat / 2 + .03), (.8, reach, seat - .06)),
-                  cushion((x, -depth / 2 - reach / 2, seat - .02), (.78, reach, .16), 8)]
-    return parts
+    x, reach = d.of(-1, 1) * (w / 2 - .4), d(.5, .9)
+    corner = np.r_[box((x, -depth / 2 - reach / 2, seat / 2 + .03), (.8, reach, seat - .06)),
+                   cushion((x, -depth / 2 - reach / 2, seat - .02), (.78, reach, .16), 8)]
+    return parts + d.of([], [], [corner])
 
 
 def table(d):
@@ -303,9 +285,9 @@ def table(d):
     w, depth, h, t, power = d(.8, 1.7), d(.6, 1.), d(.45, .8), d(.025, .06), d.of(20, 2, 20)
     w = min(w, 1.2 * depth) if power == 2 else w
     lw, ld = (.66 * w, .66 * depth) if power == 2 else (w - .1, depth - .1)
-    four, far, near = legs(lw, ld, h, d(.022, .045), d(0, .1)), pair(lw / 2, ld / 2, 0), pair(lw / 2, -ld / 2, 0)
-    up, bar = [0, 0, h], pair(lw / 2, 0, h / 2)
-    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * depth, .05], [0, 0, .05])],
+    far, near, up, bar = pair(lw / 2, ld / 2, 0), pair(lw / 2, -ld / 2, 0), [0, 0, h], pair(lw / 2, 0, h / 2)
+    four = legs(lw, ld, h, d(.022, .045), d(0, .1))
+    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * w, .05], [0, 0, .05])],
                  np.r_[box(bar, (.035, ld, h)), box((0, ld / 2, .7 * h), (lw, .02, .4 * h))],
                  np.r_[tube(far, near + up, .03), tube(near, far + up, .03), tube(*bar, .025)],
                  np.r_[four, box((.32 * lw, 0, .72 * h), (.3 * lw, .85 * ld, .5 * h))])
@@ -316,17 +298,16 @@ MAKERS = (bathtub, bed, bookshelf, cabinet, chair, lamp, monitor, plant, sofa, t
 
 
 # -------------------------------------------------------------------------- domains
-
 def build(label, wide, rng):
-    """One object of class `label` (0..9) -> triangles (T, 3, 3); `wide` opens the styles and proportions of S."""
+    """One object of class `label` (0..9) -> triangles (T, 3, 3); `wide` as in S."""
     stretch = rng.uniform(.75, 1.3, 3) if wide else 1
     return turn(np.concatenate(MAKERS[label](Draw(rng, wide))) * stretch, rng.uniform(-2, 2))
 
 
 def exposure(points, normals, eye, cells=64):
-    """What a depth camera at `eye` collects of each sample (n,): 0 where hidden, else cosine over square distance."""
+    """What a depth camera at `eye` gets of each sample (n,): 0 if hidden, else cosine / squared distance."""
     ray, forward = points - eye, points.mean(0) - eye
-    distance, right = np.linalg.norm(ray, axis=1), np.cross(forward, [0, 0, 1])
+    distance, right = np.sqrt(np.einsum("ij,ij->i", ray, ray)), np.cross(forward, [0, 0, 1])
     axes = np.stack([right, np.cross(right, forward) / np.linalg.norm(forward)], axis=1)
     image = ray @ axes / (ray @ forward)[:, None]  # (n, 2) in perspective
     image -= image.min(0)
@@ -337,7 +318,7 @@ def exposure(points, normals, eye, cells=64):
     np.minimum.at(nearest, (column, row), distance)
     for axis in (0, 1):
         nearest = np.minimum(nearest, np.minimum(np.roll(nearest, 1, axis), np.roll(nearest, -1, axis)))
-    cosine = -(ray * normals).sum(1) / distance
+    cosine = -np.einsum("ij,ij->i", ray, normals) / distance
     # a slanted surface is itself deeper across two cells, so it gets that much slack
     slack = 2 * cell * np.linalg.norm(right) * distance / np.clip(cosine, .2, 1)
     return np.where(distance < nearest[column, row] + slack, np.maximum(cosine, 0), 0) / distance ** 2
@@ -350,7 +331,7 @@ def scan(triangles, rng, n=POINTS, noise=.015):
     if rng.random() < .5:  # a patch of floor is left in
         patch = box((*rng.uniform(-.2, .2, 2), -.5), (*rng.uniform(.5, 1.1, 2), .01))
         triangles = np.concatenate([triangles, middle + patch * (high - low)])
-    points, normals, _ = sample((triangles - middle) / radius, 4 * n, rng)
+    points, normals, _ = sample((triangles - middle) / radius, 3 * n, rng)
     if rng.random() < .5:  # a half-space is cropped
         along = points @ rng.normal(size=3)
         keep = along <= np.quantile(along, rng.uniform(.65, 1))
@@ -370,44 +351,43 @@ def scan(triangles, rng, n=POINTS, noise=.015):
 
 
 # -------------------------------------------------------------------------- bodies
-
 # degrees: arms raised sideways, arms swung, thighs swung, knees bent; girth; thinning upwards; noise
 FIGURES = {"seg_F": ((15, 50), (-15, 15), (-10, 10), (0, 10), (.9, 1.2), 0, .002),  # subjects who stand
            "seg_M": ((5, 30), (10, 50), (10, 30), (0, 15), (1., 1.5), 0, .004),  # walking, heavier
            "seg_A": ((60, 170), (-20, 30), (-15, 15), (0, 20), (.85, 1.1), 1.5, .004),  # arms up, uneven
-           "seg_S": ((0, 110), (-60, 60), (-30, 30), (0, 60), (1.05, 1.06), 0, .008)}  # one subject, many poses
+           "seg_S": ((0, 110), (-60, 60), (-30, 30), (0, 60), (1.05, 1.06), 0, .008)}  # one subject, bending
 
 
 def direction(swing, spread):
-    """Unit vector of a limb hanging down, swung forward (to -y), then spread sideways; degrees."""
-    swing, spread = math.radians(swing), math.radians(spread)
-    return np.array([math.sin(spread), -math.sin(swing) * math.cos(spread), -math.cos(swing) * math.cos(spread)])
+    """Unit vector of a limb hanging down, swung forward (to -y), then spread to the right (+x); degrees."""
+    return turn(turn(np.array([0, 0, -1.]), -swing, 0), -spread, 1)
 
 
 def body(rng, arm, reach, stride, bend, girth):
-    """A posed figure, the hips at the origin -> triangles (T, 3, 3), part of each (T,); ranges as in FIGURES."""
+    """A posed figure, hips at the origin -> triangles (T, 3, 3), part of each (T,); ranges as in FIGURES."""
     fat, tall, ball = rng.uniform(*girth), rng.uniform(.92, 1.08), np.linspace(0, np.pi, 8)
-    bend, stride = rng.uniform(*bend), rng.uniform(*stride)
-    trunk = np.array([[0, 0], [.1, .08], [.17, .12], [.15 * fat, .11 * fat], [.18, .13], [.2, .11], [.06, .06], [0, 0]])
-    parts = [(3, lathe(trunk * (.7 + .3 * fat), tall * np.array([-.1, -.1, 0, .2, .4, .53, .57, .57]))),
-             (7, lathe(np.outer(np.sin(ball), [.085, .1]), .7 * tall - .125 * np.cos(ball))),
-             (7, tube((0, 0, .55 * tall), (0, 0, .62 * tall), .05))]
+    bend, stride, belly = rng.uniform(*bend), rng.uniform(*stride), .7 + .3 * fat
+    width, depth = [0, .1, .17, .15 * fat, .18, .2, .06, 0], [0, .08, .12, .11 * fat, .13, .11, .06, 0]
+    trunk = lathe(belly * np.c_[width, depth], tall * np.array([-.1, -.1, 0, .2, .4, .53, .57, .57]))
+    head = lathe(np.outer(np.sin(ball), [.085, .1]), .7 * tall - .125 * np.cos(ball))
+    parts = [(3, trunk), (7, head), (7, tube((0, 0, .55 * tall), (0, 0, .62 * tall), .05))]
     for side in (-1, 1):
-        mirror, spread, raised = np.array([side, 1, 1]), rng.uniform(3, 14), rng.uniform(*arm)
+        spread, raised = side * rng.uniform(3, 14), side * rng.uniform(*arm)
         # the knee behind folds more; an arm swings against its leg
         thigh, forward = side * stride + bend, -side * rng.uniform(*reach)
         shin = thigh - 1.6 * bend - .5 * max(0, -side * stride) - rng.uniform(0, 10)
-        hip, shoulder = np.array([side * .09, 0, 0]), np.array([side * .2 * (.7 + .3 * fat), 0, .5 * tall])
-        knee = hip + .4 * tall * mirror * direction(thigh, spread)
-        ankle = knee + .38 * tall * mirror * direction(shin, spread)
-        elbow = shoulder + .27 * mirror * direction(forward, raised)
-        lower = mirror * direction(forward + rng.uniform(5, 60), raised)
+        hip, shoulder = np.array([side * .09, 0, 0]), np.array([side * .2 * belly, 0, .5 * tall])
+        knee = hip + .4 * tall * direction(thigh, spread)
+        ankle = knee + .38 * tall * direction(shin, spread)
+        elbow = shoulder + .27 * direction(forward, raised)
+        lower = direction(forward + rng.uniform(5, 60), raised)
         wrist = elbow + .24 * lower
         parts += [(0, tube(ankle + [0, .05, -.04], ankle + [side * .03, -.17, -.05], .04, .045, .03)),
                   (1, tube(knee, ankle, .055 * fat, .06 * fat, .036)),
                   (2, tube(hip, knee, .09 * fat, .085 * fat, .06 * fat)),
                   (4, tube(shoulder, elbow, .05 * fat, .05 * fat, .042)),
-                  (5, tube(elbow, wrist, .043, .045, .028)), (6, tube(wrist, wrist + .17 * lower, .03, .045, .035, .015))]
+                  (5, tube(elbow, wrist, .043, .045, .028)),
+                  (6, tube(wrist, wrist + .17 * lower, .03, .045, .035, .015))]
     # the trunk and what hangs on it lean forward with the bent knees
     pieces = [turn(piece, .6 * bend, 0) if part > 2 else piece for part, piece in parts]
     return np.concatenate(pieces), np.repeat([part for part, _ in parts], [len(piece) for piece in pieces])
@@ -425,7 +405,6 @@ def figure(key, rng):
 
 
 # -------------------------------------------------------------------------- the one function to call
-
 def make(key, split):
     """The clouds of one domain and split, the same on every call and in a fixed shuffled order.
 
@@ -435,8 +414,7 @@ def make(key, split):
     """
     keys, splits = [*COUNTS, *FIGURES], list(BODIES)
     if key not in keys or split not in splits or (key in COUNTS and split == "val"):
-        raise UserError(f"built-in shapes have no {key!r} {split!r}: use M, S, SC (train, test) or seg_F, seg_M, "
-                        "seg_A, seg_S (train, val, test)")
+        raise UserError(f"no built-in shapes {key!r} {split!r}: use one of {keys} with train or test, seg_* also val")
     # one seed for each cloud, so that no draw is shared by two domains or splits
     seed = [keys.index(key), splits.index(split)]
     if key in FIGURES:
@@ -446,7 +424,7 @@ def make(key, split):
     labels = np.random.default_rng(seed).permutation(labels)
     clouds = np.empty((len(labels), POINTS, 3), np.float32)
     for i, label in enumerate(labels):
-        rng = np.random.default_rng([*seed, i])
+        rng = np.random.default_rng([*seed, i + 1])
         triangles = build(label, key != "M", rng)
         clouds[i] = scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]
     return clouds, labels

@@ -9,15 +9,13 @@ filtered here and no target label is opened. Stopped? Run the same command again
 """
 
 import argparse
-import time
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 import ssl_tasks
-from common import Parser, Run, UserError, add_flags, announce, cli, generator, seed_of, settle
+from common import Parser, Run, UserError, add_flags, cli, generator, seed_of, settle
 from models import build
 from saliency import measure, saliency_map, select, skewness
 
@@ -38,42 +36,130 @@ DEFAULTS = dict(
 LR, WEIGHT_DECAY, WARM_UP = 1e-3, 1e-4, 0.3  # AdamW and OneCycle, one setting for all tasks
 
 
+# ---------------------------------------------------------------- pieces of a step, used by both stages
+def labelled_loss(model, view, args, g):
+    """Cross-entropy of each labelled sample (B,), and the encoder's features of that pass."""
+    view.x.requires_grad_(args.measure == "train" and not args.pcm)
+    x, y_b, mu = ssl_tasks.pcm(view.x, view.y, g) if args.pcm else (view.x, view.y, 1.0)
+    features = model.encoder(x)
+    logits = model.predict(features)
+    ce = F.cross_entropy(logits, view.y, reduction="none")
+    if args.pcm:
+        ce = mu * ce + (1 - mu) * F.cross_entropy(logits, y_b, reduction="none")
+    return ce, features
+
+
+def score(model, view, ce, args):
+    """Skewness of each labelled sample (B,), or None where nobody asks for it."""
+    if args.measure == "train" and view.x.grad is not None:  # the classification backward went down to the points
+        return skewness(saliency_map(view.x, view.x.grad, args.alpha))
+    if args.measure == "train" and not args.pcm:
+        return measure(model, view.x, loss=ce, alpha=args.alpha)
+    if args.measure:  # with PCM the clean clouds are scored, not their mixtures
+        return measure(model, view.x, view.y, alpha=args.alpha, mode=args.measure)
+    return None
+
+
+def masks(sk, args, B_s, B_t, g):
+    """Whose self-supervised loss stays: lambda of the labelled and of the unlabelled samples, (B_s,) and (B_t,) bool."""
+    flat = torch.zeros(max(B_s, B_t), device=g.device)
+    if args.select == "freeze":  # the paper's pilot, Random Gradient Freezing: half of both domains
+        return tuple(select(flat[:B], 0.5, "random", g) for B in (B_s, B_t))
+    lam = select(flat[:B_s] if sk is None else sk, args.beta, args.select, g)
+    return lam, select(flat[:B_t], keep="all")  # the target is never filtered
+
+
+def log_row(ce, ssl_s, ssl_t, loss, w, lam, sk):
+    """The step in numbers; `flat` counts maps without a skewness (no spread, or not finite)."""
+    names = ["cls", "ssl_src", "ssl_tgt", "loss", "kept"]
+    values = [ce.mean(), ssl_s.mean(), ssl_t.mean(), loss, lam.sum()]
+    if sk is not None:
+        names += ["skew", "flat"]
+        values += [sk.mean(), (sk == 0).sum()]
+    return dict(zip(names, torch.stack([v.detach().float() for v in values]).tolist()), weight=w)
+
+
 # ---------------------------------------------------------------- one step (Alg. 1)
 def backward(t, args, model, task, x_s, y_s, x_t):
     """Losses and gradients of step t on a source batch (B, P, 3), (B,) and a target batch (B, P, 3); returns its log row."""
-    g = generator(x_s.device, args.seed, "stage1", t)  # augmentation, deformation, random selection
-    torch.manual_seed(seed_of(args.seed, "stage1 dropout", t))
-    src, tgt = args.task_keys
+    g = generator(x_s.device, args.seed, "stage 1", t)  # every draw of a step is a function of (seed, t)
+    torch.manual_seed(seed_of(args.seed, "dropout 1", t))
+    src, tgt = data.split_task(args.task)
     s = task.views(x_s, y_s, src, True, g)
-    v = task.views(x_t, None, tgt, False, g)
+    u = task.views(x_t, None, tgt, False, g)
 
-    # L_c on the labelled view (with PCM: on its mixture, and the clean view gives the scores)
-    own_backward = task.own_pass
-    s.x.requires_grad_(args.measure == "train" and not args.pcm)
-    x, y_b, mu = ssl_tasks.pcm(s.x, s.y, g) if args.pcm else (s.x, s.y, 1.0)
-    features = model.encoder(x)
-    logits = model.predict(features)
-    ce = mu * cross_entropy(logits, s.y) + (1 - mu) * cross_entropy(logits, y_b)  # (B,)
+    ce, features = labelled_loss(model, s, args, g)  # (B,)
     L_c = task.cls_weight * ce.mean()
-    if own_backward:
-        L_c.backward()  # frees the graph before L_ssl builds its own, and reaches the points for nothing
+    if task.own_pass:
+        L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
+    sk = score(model, s, ce, args)  # Eq. (4), (5)
+    lam_s, lam_t = masks(sk, args, len(x_s), len(x_t), g)  # Eq. (6), (7)
 
-    # skewness of each labelled sample's saliency map, and whom it keeps
-    sk = None
-    if args.measure == "train" and not args.pcm and own_backward:
-        sk = skewness(saliency_map(s.x, s.x.grad, args.alpha))
-    elif args.measure == "train" and not args.pcm:
-        sk = measure(model, s.x, loss=ce, alpha=args.alpha)
-    elif args.measure:
-        sk = measure(model, s.x, s.y, alpha=args.alpha, mode=args.measure)
-    lam_s, lam_t = masks(sk, args, len(x_s), g)
-
-    # L_ssl of every sample, masked
-    ssl_s = task(model, s, None if own_backward or args.pcm else features, g)  # (B,)
-    ssl_t = task(model, v, None, g)  # (B,)
+    s.x = s.x.detach()
+    ssl_s = task(model, s, None if task.own_pass or args.pcm else features, g)  # (B,)
+    ssl_t = task(model, u, None, g)  # (B,)
     w = task.weight(t / args.steps)
-    L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)  # Eq. (6)
-    rest = L_ssl if own_backward else L_c + L_ssl
+    L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
+    rest = L_ssl if task.own_pass else L_c + L_ssl
     if rest.requires_grad:
-        rest.backward()
-    return row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk)
+        rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk)
+
+
+# ---------------------------------------------------------------- the loop
+def train(args, run, src, tgt):
+    """Stage 1 on two domains; writes RUN/stage1.pt."""
+    torch.manual_seed(seed_of(args.seed, "weights"))
+    model = build(args.backbone, len(data.CLASSES)).to(args.device)
+    task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)
+    parameters = [*model.parameters(), *task.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=args.steps, pct_start=WARM_UP)
+    parts = {"student": model, "task": task, "optimizer": optimizer, "schedule": schedule}
+    if task.teacher:
+        parts["teacher"] = task.teacher.model
+
+    test_s, test_t = (data.evaluation_subset(domain.test, args.points) for domain in (src, tgt))
+    evaluate = lambda step: run.evaluate(step, model, task, test_s, src.test_labels, test_t)
+    half = args.batch_size // 2
+    for t in run.loop(parts, evaluate):
+        i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
+        i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
+        optimizer.zero_grad()
+        row = backward(t, args, model, task, src.train[i_s], src.train_labels[i_s], tgt.train[i_t])
+        run.check(t, row)
+        optimizer.step()
+        schedule.step()
+        task.after_step(model, t)
+        run.log(t, row)
+    run.finish(model)
+
+
+def load(args, run):
+    """Both domains on the device, announced and recorded. Only under --oracle are labels of the target opened."""
+    src, tgt = data.split_task(args.task)
+    src = data.load_domain(args.data, tgt if args.oracle else src)
+    tgt = data.load_domain(args.data, tgt, labels=False)
+    run.begin(name=data.data_name(args.data, src, tgt), fingerprint=data.fingerprint(src, tgt))
+    print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
+    if args.oracle:
+        print("ORACLE: supervised with target labels; a bound, never a result of adaptation")
+    return src.to(args.device), tgt.to(args.device)
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, **DEFAULTS)
+    parser.add_argument("--oracle", action="store_true", help="train on the target WITH its labels (a bound)")
+    args = parser.parse_args()
+    settle(args)
+    data.split_task(args.task)
+    if args.out is None:
+        raise UserError("--out: say which folder the run goes to, e.g. --out runs/mine")
+    run = Run(args.out, 1, args)
+    if not run.finished:
+        train(args, run, *load(args, run))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,426 @@
+"""Point clouds of PointDA-10, PointSegDA and the built-in shapes: loading, checks, cache, streams, augmentation.
+
+    src = load_domain("data", "M")                    # train, test (n, P, 3) and their labels
+    tgt = load_domain("data", "SC", labels=False)     # what a training loop sees of the target
+
+A domain is one tensor (n, P, 3), z up, each cloud in the unit sphere; every augmentation is a batched tensor operation
+with a generator of its own. Nothing here reads a target label unless it is asked to.
+"""
+
+import hashlib
+import io
+import math
+import warnings
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import UserError, seed_of, write_atomically
+
+CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor", "plant", "sofa", "table")
+PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
+DOMAINS = {"M": "modelnet", "S": "shapenet", "SC": "scannet"}
+SEG_DOMAINS = {"F": "faust", "M": "mit", "A": "adobe", "S": "scape"}
+TASKS = tuple(f"{a}_{b}" for a in DOMAINS for b in DOMAINS if a != b)
+CACHE = Path(__file__).resolve().parent / ".cache"
+MOST_POINTS = 2048  # a domain keeps at most this many points of a cloud
+
+OFFICIAL = {  # clouds of each class 0..9, train and test
+    "M": ((106, 515, 572, 200, 889, 124, 465, 240, 680, 392), (50, 100, 100, 86, 100, 20, 100, 100, 100, 100)),
+    "S": ((599, 167, 310, 1076, 4612, 1620, 762, 158, 2198, 5876), (85, 23, 50, 126, 662, 232, 112, 30, 330, 842)),
+    "SC": ((98, 329, 464, 650, 2578, 161, 210, 88, 495, 1037), (26, 85, 146, 149, 801, 41, 61, 25, 134, 301)),
+}
+
+
+# ---------------------------------------------------------------- domains
+@dataclass
+class Domain:
+    """One domain in memory: train, test (and val of PointSegDA), (n, P, 3); labels (n,) or (n, P), None where not opened."""
+
+    key: str
+    train: torch.Tensor
+    test: torch.Tensor
+    train_labels: torch.Tensor | None = None
+    test_labels: torch.Tensor | None = None
+    val: torch.Tensor | None = None
+    val_labels: torch.Tensor | None = None
+
+    def to(self, device):
+        move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **move)
+
+    @property
+    def counts(self):
+        """Clouds of each split: the total and, where labels were opened, of each class."""
+        out = {}
+        for split in splits_of(self.key):
+            points, labels = getattr(self, split), getattr(self, f"{split}_labels")
+            out[split] = {"total": len(points)}
+            if labels is not None and labels.ndim == 1:
+                out[split]["per_class"] = torch.bincount(labels.cpu(), minlength=10).tolist()
+        return out
+
+
+def split_task(task):
+    """The two domain keys of a direction: "M_SC" -> ("M", "SC"), "seg_F_A" -> ("seg_F", "seg_A"); UserError if unknown."""
+    head, _, tail = str(task).removeprefix("seg_").partition("_")
+    if str(task).startswith("seg_") and head in SEG_DOMAINS and tail in SEG_DOMAINS:
+        return f"seg_{head}", f"seg_{tail}"
+    if task in TASKS:
+        return head, tail
+    raise UserError(f"--task {task}: unknown; choose one of {' '.join(TASKS)}, or seg_F_A and the like over {' '.join(SEG_DOMAINS)}")
+
+
+def splits_of(key):
+    return ("train", "val", "test") if key.startswith("seg_") else ("train", "test")
+
+
+def is_synthetic_to_real(src_key, tgt_key):
+    """Whether the half-space crop applies: CAD models to depth scans."""
+    return src_key in ("M", "S") and tgt_key == "SC"
+
+
+def load_domain(root, key, labels=True):
+    """A Domain from `root`: "shapes", or a folder that holds PointDA_data/ (PointSegDA/). UserError names a bad file.
+
+    With labels=False no label value is read. ModelNet and ShapeNet name their classes by folder, so their clouds come
+    class by class; the frame of ShapeNet's plants depends on that folder, as the data set itself has it.
+    """
+    fields = {}
+    for split in splits_of(key):
+        points, y = _load_split(root, key, split, labels)
+        fields[split] = torch.from_numpy(points)
+        fields[f"{split}_labels"] = torch.from_numpy(y) if labels else None
+    domain = Domain(key, **fields)
+    if labels and key in DOMAINS:
+        _check_counts(root, domain)
+    return domain
+
+
+def _load_split(root, key, split, labels):
+    if str(root) == "shapes":
+        import shapes
+
+        points, y = shapes.make(key, split)
+        return (points if key.startswith("seg_") else normalise(torch.from_numpy(points)).numpy()), y
+    if key.startswith("seg_"):
+        return _read_segmentation(_folder(Path(root) / "PointSegDA" / SEG_DOMAINS[key[4:]] / split), labels)
+    folder = _folder(Path(root) / "PointDA_data" / DOMAINS[key])
+    return _read_scans(folder, split, labels) if key == "SC" else _read_models(folder, key, split, labels)
+
+
+def _folder(path):
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; get PointDA-10 with `make data`, or try the built-in shapes with DATA=shapes (--data shapes)")
+    return path
+
+
+def _check_counts(root, domain):
+    """The full set has known counts; a set of that size with others is damaged."""
+    for split, official in zip(("train", "test"), OFFICIAL[domain.key]):
+        got = domain.counts[split]
+        if str(root) != "shapes" and got["total"] == sum(official) and got["per_class"] != list(official):
+            raise UserError(f"{root}: {DOMAINS[domain.key]} {split} has {got['per_class']} clouds a class, not PointDA-10's {list(official)}; fetch it again with `make data`")
+        if 0 in got["per_class"]:
+            absent = ", ".join(c for c, n in zip(CLASSES, got["per_class"]) if n == 0)
+            warnings.warn(f"{DOMAINS[domain.key]} {split} has no {absent}; mean class accuracy averages the classes present")
+
+
+# ---------------------------------------------------------------- reading and checking files
+def normalise(points):
+    """Subtract the mean and divide by the largest norm, (..., N, 3): the unit sphere."""
+    points = points - points.mean(-2, keepdim=True)
+    return points / points.norm(dim=-1, keepdim=True).amax(-2, keepdim=True).clamp_min(1e-12)
+
+
+def turn_up(points):
+    """y up -> z up: (x, y, z) -> (x, -z, y), (..., 3)."""
+    return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
+
+
+def check_cloud(points, where):
+    """Finite numbers, [n, >= 3] with n >= 2 and two different points, as float32 [n, 3]; UserError otherwise."""
+    if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+        raise UserError(f"{where}: has shape {points.shape} of {points.dtype}, not numbers [n, 3 or more]; replace the file")
+    points = points[:, :3].astype(np.float32)
+    if len(points) < 2 or (points == points[0]).all():
+        raise UserError(f"{where}: needs at least two different points; remove or replace it")
+    if not np.isfinite(points).all():
+        raise UserError(f"{where}: holds NaN or Inf; remove or replace it")
+    return points
+
+
+def _read_npy(path):
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a whole .npy array of numbers ({error}); fetch it again") from None
+
+
+def _read_models(folder, key, split, labels):
+    """<class>/<split>/*.npy -> points (n, P, 3), labels (n,): file by file once, then from the cache."""
+    files = []
+    for c, name in enumerate(CLASSES):
+        found = sorted((folder / name / split).glob("*.npy"))
+        if not found:
+            raise UserError(f"{folder / name / split}: no .npy file; all ten classes need some, fetch the set again with `make data`")
+        files += [(path, c) for path in found]
+
+    def read():
+        clouds = []
+        for path, c in tqdm(files, f"reading {folder.name}/{split}", leave=False, dynamic_ncols=True):
+            points = check_cloud(_read_npy(path), path)
+            clouds.append(points if key == "M" or CLASSES[c] == "plant" else turn_up(points))
+        P = min(max(map(len, clouds)), MOST_POINTS)
+        return np.stack([_resample(p, P, seed_of("resample", i)) for i, p in enumerate(clouds)])
+
+    points = normalise(torch.from_numpy(_cached([path for path, _ in files], read))).numpy()
+    return points, np.array([c for _, c in files], dtype=np.int64)
+
+
+def _resample(points, P, seed):
+    """P of the points, all distinct where there are enough, with replacement where not."""
+    if len(points) == P:
+        return points
+    rng = np.random.default_rng(seed)
+    return points[rng.choice(len(points), P, replace=len(points) < P)]
+
+
+def _read_scans(folder, split, labels):
+    """<split>_*.h5 -> points (n, P, 3), and labels (n,) only if asked for."""
+    files = sorted(folder.glob(f"{split}_*.h5"))
+    if not files:
+        raise UserError(f"{folder}: no {split}_*.h5 file; fetch the set again with `make data`")
+    y = [_read_h5(path, lambda file, path=path: _scan_labels(file, path, labels)) for path in files]
+
+    def read():
+        clouds = []
+        for path in tqdm(files, f"reading {folder.name}/{split}", leave=False, dynamic_ncols=True):
+            array = _read_h5(path, lambda file: file["data"][...])
+            clouds += [turn_up(check_cloud(points, f"{path}, cloud {i}")) for i, points in enumerate(array)]
+        P = min(max(map(len, clouds)), MOST_POINTS)
+        return np.stack([_resample(p, P, seed_of("resample", i)) for i, p in enumerate(clouds)])
+
+    return normalise(torch.from_numpy(_cached(files, read))).numpy(), np.concatenate(y) if labels else None
+
+
+def _read_h5(path, read):
+    try:
+        with h5py.File(path, "r") as file:
+            return read(file)
+    except OSError as error:
+        raise UserError(f"{path}: not a whole HDF5 file ({error}); fetch it again") from None
+
+
+def _scan_labels(file, path, values):
+    """Check that labels fit the clouds; read and check their values only if asked to."""
+    for name in ("data", "label"):
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise UserError(f"{path}: has no dataset `{name}`; fetch it again")
+    data, label = file["data"], file["label"]
+    if data.ndim != 3 or label.shape not in ((len(data),), (len(data), 1)):
+        raise UserError(f"{path}: data {data.shape} and label {label.shape} do not fit, [m, n, 3 or more] and [m] are needed; fetch it again")
+    if not values:
+        return None
+    y = label[...].reshape(-1)
+    if y.dtype.kind not in "fiu" or not np.isin(y, np.arange(10)).all():
+        raise UserError(f"{path}: labels must be whole numbers in 0..9; fetch it again")
+    return y.astype(np.int64)
+
+
+def _read_segmentation(folder, labels):
+    """*.npy [P, 4] -> points (n, P, 3) as they are, labels (n, P) in 0..7 (1..8 in the files) if asked for."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise UserError(f"{folder}: no .npy file; fetch PointSegDA again (linked from the README of DefRec_and_PCM)")
+    clouds = [_read_npy(path) for path in files]
+    for path, cloud in zip(files, clouds):
+        check_cloud(cloud, path)
+        if cloud.shape != (len(clouds[0]), 4):
+            raise UserError(f"{path}: has shape {cloud.shape}, not [{len(clouds[0])}, 4] (x, y, z, label) like the others; replace it")
+        if labels and not np.isin(cloud[:, 3], np.arange(1, 9)).all():
+            raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..8; replace it")
+    array = np.stack(clouds)
+    return array[..., :3].astype(np.float32), array[..., 3].astype(np.int64) - 1 if labels else None
+
+
+def _cached(files, read):
+    """`read()` as float32 (n, P, 3), kept in one file for these files as they are now; no cache where none can be written."""
+    stats = [(path.name, path.parent.parent.name, s.st_size, s.st_mtime_ns) for path in files for s in [path.stat()]]
+    key = hashlib.sha256(repr((str(files[0].resolve().parent), stats, MOST_POINTS)).encode()).hexdigest()[:24]
+    path = CACHE / f"{key}.npy"
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, or cut short: read the files
+        array = read()
+    try:
+        CACHE.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_atomically(path, buffer.getvalue())
+    except (OSError, UserError):
+        pass  # a read-only checkout reads the files each time
+    return array
+
+
+# ---------------------------------------------------------------- what a data set is called
+def data_name(root, src, tgt):
+    """ "PointDA-10" only when every count that was opened is official; "built-in shapes"; else "custom: ..." """
+    if str(root) == "shapes":
+        return "built-in shapes"
+    if all(_official(domain) for domain in (src, tgt)):
+        return "PointDA-10"
+    note = Path(root) / "NAME"
+    return "custom: " + (note.read_text().partition("\n")[0].strip() if note.is_file() else Path(root).resolve().name)
+
+
+def _official(domain):
+    counts = domain.counts
+    return domain.key in OFFICIAL and all(
+        counts[split]["total"] == sum(official) and counts[split].get("per_class", list(official)) == list(official)
+        for split, official in zip(("train", "test"), OFFICIAL[domain.key]))
+
+
+def counts_text(domain):
+    """The counts in one line."""
+    name = {**DOMAINS, **{f"seg_{k}": v for k, v in SEG_DOMAINS.items()}}[domain.key]
+    parts = [f"{split} {c['total']}" + (f" {c['per_class']}" if "per_class" in c else "") for split, c in domain.counts.items()]
+    return f"{name}: {', '.join(parts)}"
+
+
+def fingerprint(src, tgt):
+    """sha256 of all points of both domains in fixed order; labels play no part."""
+    digest = hashlib.sha256()
+    for domain in (src, tgt):
+        for split in splits_of(domain.key):
+            digest.update(getattr(domain, split).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- streams and fixed subsets
+@lru_cache(maxsize=8)
+def _permutation(n, *words):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(*words)))
+
+
+def stream(n, batch, step, *words):
+    """Indices (batch,) of step 0, 1, ... of an endless stream of permutations of n, full batches only.
+
+    A pure function of the step, so that resuming needs no state; a batch larger than n goes on into further permutations.
+    """
+    per_epoch = n // batch
+    if per_epoch:
+        at = step % per_epoch * batch
+        return _permutation(n, *words, step // per_epoch)[at : at + batch]
+    rounds = math.ceil(batch / n)
+    return torch.cat([_permutation(n, *words, step * rounds + i) for i in range(rounds)])[:batch]
+
+
+def gather_points(x, index):
+    """Rows of each cloud: (B, N, C), (B, n) -> (B, n, C); or (B, N), (B, n) -> (B, n)."""
+    return x.gather(1, index) if x.ndim == 2 else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def subsample_index(points, n, generator):
+    """A fresh random n of the N points of each cloud, without replacement unless N < n, (B, N, 3) -> (B, n)."""
+    B, N, _ = points.shape
+    if N < n:
+        return torch.randint(N, (B, n), generator=generator, device=points.device)
+    return torch.rand(B, N, generator=generator, device=points.device).topk(n, sorted=False).indices
+
+
+def subsample(points, n, generator):
+    """(B, N, 3) -> (B, n, 3): see subsample_index."""
+    return gather_points(points, subsample_index(points, n, generator))
+
+
+def evaluation_subset(points, n, labels=None):
+    """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3), with per-point labels if given."""
+    index = subsample_index(points.cpu(), n, torch.Generator().manual_seed(seed_of("evaluation", n))).to(points.device)
+    chosen = gather_points(points, index)
+    return chosen if labels is None else (chosen, gather_points(labels, index))
+
+
+# ---------------------------------------------------------------- augmentation, (B, N, 3) -> (B, N, 3)
+def _uniform(points, low, high, generator, *shape):
+    return low + (high - low) * torch.rand(len(points), *shape, generator=generator, device=points.device)
+
+
+def rotate_z(points, generator):
+    """Each cloud by its own angle in [0, 2 pi) about the vertical."""
+    a = _uniform(points, 0, 2 * math.pi, generator)
+    c, s, zero, one = a.cos(), a.sin(), torch.zeros_like(a), torch.ones_like(a)
+    R = torch.stack([c, -s, zero, s, c, zero, zero, zero, one], -1).view(-1, 3, 3)  # (B, 3, 3)
+    return points @ R.transpose(1, 2)
+
+
+def scale(points, generator, low=0.7, high=1.5):
+    """Each cloud by its own factor."""
+    return points * _uniform(points, low, high, generator, 1, 1)
+
+
+def jitter(points, generator, sigma=0.01, clip=0.05):
+    """Clipped Gaussian noise on every coordinate."""
+    noise = torch.randn(points.shape, generator=generator, device=points.device)
+    return points + (sigma * noise).clamp(-clip, clip)
+
+
+def _twice_box(cells, like):
+    """Two passes of a 3-box along an axis, zeros outside, as one matrix (cells, cells)."""
+    box = sum(torch.ones(cells - abs(o), device=like.device, dtype=like.dtype).diag(o) for o in (-1, 0, 1)) / 3
+    return box @ box
+
+
+def elastic(points, generator, p=0.95):
+    """Elastic distortion: smoothed noise grids (granularity .2, magnitude .4, then .8, 1.6), each cloud with probability p."""
+    chosen = (torch.rand(len(points), 1, 1, generator=generator, device=points.device) < p).to(points.dtype)
+    for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
+        cells = math.ceil(3 / granularity) + 1  # one grid over [-1.5, 1.5]^3
+        grid = torch.randn(len(points), 3, cells, cells, cells, generator=generator, device=points.device)
+        grid = torch.einsum("bcxyz,xi,yj,zk->bcijk", grid, *3 * [_twice_box(cells, points)])
+        at = points.flip(-1)[:, :, None, None] / 1.5  # grid_sample wants the last axis of the grid first
+        noise = F.grid_sample(grid, at, padding_mode="border", align_corners=True)[..., 0, 0]  # (B, 3, N)
+        points = points + chosen * magnitude * noise.transpose(1, 2)
+    return points
+
+
+def half_space_crop(points, generator, keep=0.7):
+    """Keep the round(.7 N) points furthest along a random direction, then draw N of them with replacement."""
+    B, N, _ = points.shape
+    direction = F.normalize(torch.randn(B, 3, 1, generator=generator, device=points.device), dim=1)
+    kept = (points @ direction)[..., 0].topk(round(keep * N), sorted=False).indices  # (B, .7 N)
+    draw = torch.randint(kept.shape[1], (B, N), generator=generator, device=points.device)
+    return gather_points(points, kept.gather(1, draw))
+
+
+def strong_view(points, n, generator, *, source, crop=False):
+    """Self-distillation's strong view, (B, P, 3) -> (B, n, 3); the source also turns, and is cropped for real targets."""
+    if source:
+        points = rotate_z(points, generator)
+    points = jitter(scale(elastic(points, generator), generator), generator)
+    if source and crop:
+        points = half_space_crop(points, generator)
+    return subsample(points, n, generator)
+
+
+def weak_view(points, n, generator):
+    """Self-distillation's weak view for the teacher: jitter alone."""
+    return subsample(jitter(points, generator), n, generator)
+
+
+def plain_view(points, n, generator):
+    """The view of DefRec, GAST and MLSP: turn about z and jitter."""
+    return subsample(jitter(rotate_z(points, generator), generator, clip=0.02), n, generator)
+
+
+def plain_view_labelled(points, labels, n, generator):
+    """plain_view with per-point labels (B, P) -> (B, n, 3), (B, n)."""
+    points = jitter(rotate_z(points, generator), generator, clip=0.02)
+    index = subsample_index(points, n, generator)
+    return gather_points(points, index), gather_points(labels, index)

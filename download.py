@@ -1,0 +1,112 @@
+"""Fetch PointDA-10 into a folder, check it, and say how PointSegDA is obtained.
+
+    python download.py data                    # from the public archive (what `make data` runs)
+    python download.py data --unpack FILE      # from an archive fetched by hand
+    python download.py data --check            # only look at what is there
+"""
+
+import argparse
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import data
+from common import Parser, UserError, cli
+
+ARCHIVE = "1-LfJWL5geF9h0Z2QpdTL0n4lShy8wy2J"  # the Google Drive id that PointDAN's and later READMEs give
+PAGE = f"https://drive.google.com/uc?id={ARCHIVE}"
+SMALLEST = 100_000_000  # bytes; a quota or login page is far smaller than the archive
+BY_HAND = (f"open {PAGE} in a browser, save the archive, then run: python download.py {{root}} --unpack FILE")
+
+
+def download(root):
+    """The archive's path inside `root`; UserError says how to go on by hand."""
+    try:
+        import gdown
+    except ImportError:
+        raise UserError("gdown is not installed: pip install -r requirements-extra.txt, or " + BY_HAND.format(root=root)) from None
+    path = root / "PointDA_data.archive"
+    try:
+        got = gdown.download(id=ARCHIVE, output=str(path), quiet=False, resume=True)
+    except Exception as error:  # quota, network and page changes all end here
+        got, reason = None, " ".join(str(error).split())[:200]
+    else:
+        reason = "nothing came"
+    if not got:
+        raise UserError(f"the download failed ({reason}); {BY_HAND.format(root=root)}")
+    if path.stat().st_size < SMALLEST:
+        path.unlink()
+        raise UserError(f"the download is too small to be the archive; {BY_HAND.format(root=root)}")
+    return path
+
+
+def members(archive):
+    """(name, open) of each plain file of an opened zip or tar; UserError for a link or a name that leads outside."""
+    if isinstance(archive, zipfile.ZipFile):
+        entries = [(i.filename, (i.external_attr >> 28) == 0xA, lambda i=i: archive.open(i)) for i in archive.infolist() if not i.is_dir()]
+    else:
+        entries = [(m.name, not m.isfile(), lambda m=m: archive.extractfile(m)) for m in archive.getmembers() if not m.isdir()]
+    for name, special, _ in entries:
+        if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise UserError(f"{archive.filename if hasattr(archive, 'filename') else archive.name}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
+    return [(name, opener) for name, _, opener in entries]
+
+
+def unpack(path, root):
+    """Unpack a zip or tar that holds PointDA_data/ into `root`, whole or not at all."""
+    final = root / "PointDA_data"
+    if final.exists():
+        raise UserError(f"{final} exists; move it away before unpacking another copy")
+    try:
+        archive = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {BY_HAND.format(root=root)}") from None
+    except (tarfile.TarError, OSError):
+        raise UserError(f"{path}: neither a zip nor a tar archive; {BY_HAND.format(root=root)}") from None
+    with archive, tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+        for name, opener in data.tqdm(members(archive), "unpacking", dynamic_ncols=True):
+            out = Path(temporary, name)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with opener() as source, open(out, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        found = next(Path(temporary).rglob("modelnet"), None)
+        if found is None or not (found.parent / "shapenet").is_dir():
+            raise UserError(f"{path}: holds no modelnet and shapenet folders, so it is not PointDA-10; {BY_HAND.format(root=root)}")
+        found.parent.rename(final)
+
+
+def check(root):
+    """Load every domain that is there, print its counts, and say how to get what is not."""
+    domains = [data.load_domain(root, key) for key in data.DOMAINS]
+    for domain in domains:
+        print(data.counts_text(domain))
+    print("data name:", data.data_name(root, domains[0], domains[1]) if data.data_name(root, domains[1], domains[2]) == "PointDA-10"
+          else data.data_name(root, domains[1], domains[2]))
+    if (root / "PointSegDA").is_dir():
+        for letter, name in data.SEG_DOMAINS.items():
+            if (root / "PointSegDA" / name).is_dir():
+                print(data.counts_text(data.load_domain(root, f"seg_{letter}")))
+    else:
+        print(f"PointSegDA: not in {root}; its archive is linked from the README of github.com/IdanAchituve/DefRec_and_PCM, "
+              f"unpack it so that {root}/PointSegDA/faust/train holds .npy files")
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the folder that shall hold PointDA_data/")
+    parser.add_argument("--unpack", type=Path, metavar="FILE", help="an archive fetched by hand")
+    parser.add_argument("--check", action="store_true", help="only check what is there")
+    args = parser.parse_args()
+    if not args.check and not (args.root / "PointDA_data").exists():
+        try:
+            args.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{args.root}: {error.strerror}; choose a folder that can be written") from None
+        unpack(args.unpack or download(args.root), args.root)
+    check(args.root)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,225 @@
+"""Score a run, and put runs side by side: the only place, with analysis.py, where target labels are opened.
+
+    python eval.py --run runs/mine                          # -> runs/mine/result.json, confusion.png, its row of the table
+    python eval.py --table results/table runs/a runs/b ...  # -> results/table.md, .csv and .png; mean and std over seeds
+
+Three columns for each stage (method.md, protocol): the *last* step; the step that is best on *source validation*, the
+headline; and *oracle*, the best on the target test set itself, which is a leak and printed only because Table I's caption
+speaks of selection on the test set.
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import data
+from clouds import save_figure
+from common import Parser, UserError, cli, write_atomically
+
+COLUMNS = ("last", "source_val", "oracle")
+SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points", "oracle_run", "options")
+
+
+# ---------------------------------------------------------------- metrics
+def confusion(truth, predicted, C=10):
+    """Counts (C, C), rows the truth, columns the prediction."""
+    return np.bincount(truth * C + predicted, minlength=C * C).reshape(C, C)
+
+
+def accuracies(matrix):
+    """Overall accuracy, mean class accuracy over the classes present in the truth, and each class's (None if absent)."""
+    n = matrix.sum(1)
+    per_class = [float(matrix[c, c] / n[c]) if n[c] else None for c in range(len(n))]
+    return float(np.trace(matrix) / n.sum()), float(np.mean([a for a in per_class if a is not None])), per_class
+
+
+def stage_result(path, truth_src, truth_tgt):
+    """The three columns, per-class accuracy and confusion (both at the source-validation step) and the curve of one stage."""
+    with np.load(path, allow_pickle=False) as preds:
+        steps, source, target = (preds[name] for name in ("step", "source", "target"))
+    source_acc = (source == truth_src).mean(1)
+    matrices = [confusion(truth_tgt, p.astype(np.int64)) for p in target]
+    scores = [accuracies(m) for m in matrices]
+    acc = np.array([s[0] for s in scores])
+    moment = {"last": len(steps) - 1, "source_val": int(source_acc.argmax()), "oracle": int(acc.argmax())}
+    column = {name: {"acc": scores[i][0], "mean_acc": scores[i][1], "step": int(steps[i])} for name, i in moment.items()}
+    i = moment["source_val"]
+    curve = [{"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, source_acc, acc)]
+    return column | {"per_class": dict(zip(data.CLASSES, scores[i][2])), "confusion": matrices[i].tolist(), "curve": curve}
+
+
+# ---------------------------------------------------------------- one run
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path}: missing or not JSON; give the folder of a run that stage1_ssl.py has written") from None
+
+
+def evaluate(run, root=None):
+    """Join a run's predictions with the labels: writes RUN/result.json and RUN/confusion.png, returns the result."""
+    config = read_json(run / "config.json")
+    done = [n for n in (1, 2) if f"stage{n}" in config and (run / f"stage{n}.pt").exists()]
+    if not done:
+        raise UserError(f"{run}: no stage is finished; run its command again, it goes on where it stopped")
+    first, latest = config[f"stage{done[0]}"], config[f"stage{done[-1]}"]
+    args, root = latest["args"], root or latest["args"]["data"]
+    src_key, tgt_key = data.split_task(args["task"])
+    tgt = data.load_domain(root, tgt_key)
+    src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
+    if data.fingerprint(src, tgt) != latest["data"]["fingerprint"]:
+        raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
+    result = {key: args[key] for key in ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "seed", "steps", "points")}
+    result["oracle_run"] = first["args"]["oracle"]
+    result["options"] = " ".join(f"--{key.replace('_', '-')} {args[key]}" for key in ("batch_size", "perturb", "gcn_iters", "scratch") if key in args)
+    counts = {d.key: d.counts for d in (src, tgt)}
+    result["data"] = {"name": data.data_name(root, src, tgt), "fingerprint": latest["data"]["fingerprint"], "counts": counts}
+    result |= {key: latest[key] for key in ("device", "commit", "versions")} | {"n_test": len(tgt.test)}
+    result["seconds"] = sum(config[f"stage{n}"].get("seconds", 0) for n in done)
+    truth = [d.test_labels.numpy() for d in (src, tgt)]
+    for n in (1, 2):
+        result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truth) if n in done else None
+    write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
+    draw_confusion(run / "confusion.png", result)
+    return result
+
+
+def draw_confusion(path, result):
+    """Confusion matrix on the target test set (Fig. 3), share of each true class, at the source-validation step."""
+    from matplotlib.figure import Figure
+
+    stage = result["stage2"] or result["stage1"]
+    matrix = np.array(stage["confusion"])
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(5.5, 5))
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10), title=f"{name_of(result)}, n = {result['n_test']}\n{result['data']['name']}")
+    axes.set_xticklabels(data.CLASSES, rotation=60, ha="right")
+    axes.set_yticklabels(data.CLASSES)
+    for i, j in zip(*matrix.nonzero()):
+        axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.5 else "black")
+    save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- tables
+def name_of(result):
+    """A run's setting in words, without its seed."""
+    ssl = result["ssl"] + ("+pcm" if result["pcm"] else "")
+    kept = {"all": "all", "freeze": "freeze"}.get(result["select"], f"{result['select']} {result['beta']:g}")
+    parts = [result["task"], result["backbone"], ssl] + ([kept] if ssl != "none" else [])
+    if result["measure"] == "eval":
+        parts.append("measured in eval mode")
+    return " ".join(parts + (["ORACLE: trained with target labels"] if result["oracle_run"] else []))
+
+
+def paper_number(result):
+    """What the paper prints for this direction, backbone and method, or ""."""
+    method = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}.get(result["ssl"], "DefRec+PCM" if result["pcm"] else "")
+    if result["select"] == "low" and result["ssl"] != "none":
+        method += " + SM-DSB"
+    elif result["select"] != "all" or result["oracle_run"]:
+        return ""
+    with open(Path(__file__).with_name("reported.csv")) as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        key = (method, result["backbone"], result["task"])
+        return next((r["value"] for r in rows if (r["method"], r["backbone"], r["direction"]) == key), "")
+
+
+def spread(values):
+    """Percent: mean and, from two values on, the sample standard deviation over seeds."""
+    values = 100 * np.array(values)
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def table(results):
+    """Markdown: one row for each setting and stage, seeds pooled; overall / mean class accuracy on the target test set."""
+    groups = defaultdict(list)
+    for result in results:
+        groups[(result["data"]["name"], result["data"]["fingerprint"], *(str(result[key]) for key in SETTING))].append(result)
+    head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper, PointDA-10", "steps"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for group in groups.values():
+        for stage in ("stage1", "stage2"):
+            members = [r for r in group if r[stage]]
+            if members:
+                both = [" / ".join(spread([r[stage][c][m] for r in members]) for m in ("acc", "mean_acc")) for c in COLUMNS]
+                r = members[0]
+                seeds = " ".join(str(s) for s in sorted(r["seed"] for r in members))
+                lines.append(f"| {name_of(r)} | {stage[-1]} | {seeds} | {' | '.join(both)} | {paper_number(r) if stage == 'stage2' else ''} | {r['steps']} |")
+    return "\n".join(lines) + "\n\n" + footer(results)
+
+
+def footer(results):
+    """Where the numbers of a table are from."""
+    several = lambda values: ", ".join(sorted(set(map(str, values))))
+    data_ = "; ".join(sorted({f"{r['data']['name']}, {r['task']}, n = {r['n_test']} test clouds, sha256 {r['data']['fingerprint'][:12]}" for r in results}))
+    return (f"Target test accuracy in percent, overall / mean class, mean ± std over seeds. {results[0]['points']} points a cloud.\n"
+            f"Data: {data_}.\nDevice: {several(r['device'] for r in results)}. Commit: {several(r['commit'] for r in results)}. "
+            f"torch {several(r['versions']['torch'] for r in results)}. {sum(r['seconds'] for r in results) / 60:.0f} min in all.\n"
+            + ("Not PointDA-10: the paper's column is there for orientation only.\n" if any(r["data"]["name"] != "PointDA-10" for r in results) else ""))
+
+
+def as_csv(results):
+    """One line for each run and stage, everything a table was made from."""
+    rows = []
+    for r in results:
+        for stage in (s for s in ("stage1", "stage2") if r[s]):
+            row = {key: r[key] for key in (*SETTING, "seed")} | {"stage": stage[-1]}
+            row |= {f"{c}_{m}": round(r[stage][c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
+            row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
+            rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def draw_curves(path, results):
+    """Target accuracy over both stages, one line for each run, one colour for each setting."""
+    from matplotlib.figure import Figure
+
+    names = sorted({name_of(r) for r in results})
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_subplot()
+    for r in results:
+        curve = [(p["step"], p["target"]) for p in r["stage1"]["curve"]] if r["stage1"] else []
+        if r["stage2"]:
+            curve += [(curve[-1][0] + p["step"], p["target"]) for p in r["stage2"]["curve"]]
+            axes.axvline(r["stage1"]["curve"][-1]["step"], color="grey", lw=0.5)
+        label = name_of(r) if r is next(q for q in results if name_of(q) == name_of(r)) else None
+        axes.plot(*zip(*curve), marker=".", color=f"C{names.index(name_of(r))}", label=label)
+    titles = "; ".join(sorted({f"{r['data']['name']}, n = {r['n_test']}" for r in results}))
+    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel="target test accuracy", title=titles)
+    axes.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="folder of one run")
+    parser.add_argument("--data", help="where its clouds are now, if they moved")
+    parser.add_argument("--table", type=Path, help="write TABLE.md, TABLE.csv and TABLE.png from the folders named")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders with a result.json, for --table")
+    args = parser.parse_args()
+    if bool(args.run) == bool(args.table) or bool(args.table) != bool(args.runs):
+        raise UserError("give either --run RUN, or --table FILE and the folders of the runs that go into it")
+    if args.run:
+        print(table([evaluate(args.run, args.data)]) + f"\n{args.run}")
+        return
+    results = [read_json(run / "result.json") for run in args.runs]
+    args.table.parent.mkdir(parents=True, exist_ok=True)
+    for end, text in ((".md", table(results)), (".csv", as_csv(results))):
+        write_atomically(f"{args.table}{end}", text.encode())
+    draw_curves(f"{args.table}.png", results)
+    print(f"{table(results)}\nwrote {args.table}.md, .csv and .png")
+
+
+if __name__ == "__main__":
+    cli(main)
