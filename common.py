@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's settings, which the paper keeps
 PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
+SAVES = 20  # how often a stage writes last.pt
 SELECTS = ("low", "high", "random", "all", "freeze")
 SSL_TASKS = ("selfdist", "defrec", "gast", "mlsp", "none")
 
@@ -120,7 +121,7 @@ def provenance(device):
     git = lambda *a: subprocess.run(["git", *a], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     return {"commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty, "command": " ".join(sys.argv),
             "device": name, "versions": versions}
 
@@ -181,7 +182,7 @@ class Run:
         self.folder, self.stage, self.args = Path(folder), stage, args
         self.last, self.final = self.folder / f"last{stage}.pt", self.folder / f"stage{stage}.pt"
         self.preds, self.moments, self.best = self.folder / f"preds{stage}.npz", [], None
-        self.stopping, self.seconds, self.shown = None, 0.0, ""
+        self.stopping, self.seconds, self.shown = [], 0.0, ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / ".lock", "w")
@@ -190,8 +191,18 @@ class Run:
             raise UserError(f"{folder}: another process is training here; wait for it or choose another --out") from None
         except OSError as error:
             raise UserError(f"--out {folder}: {error.strerror}; choose a folder that can be written") from None
-        self.record = self._read_config()
-        self._compare("args", plain(args))
+        try:
+            self.record = self._read_config()
+            self._compare("args", plain(args))
+        except UserError:
+            self.lock.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.lock.close()
 
     @property
     def finished(self):
@@ -207,7 +218,7 @@ class Run:
         self.record[f"stage{self.stage}"] = self.config
         write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda number, frame: setattr(self, "stopping", number))
+            signal.signal(name, lambda number, frame, stopping=self.stopping: stopping.append(number))
 
     def _read_config(self):
         path = self.folder / "config.json"
@@ -219,7 +230,7 @@ class Run:
     def _compare(self, part, new):
         old = self.record.get(f"stage{self.stage}", {}).get(part, {})
         for key in sorted(old.keys() | new.keys()) if old else ():
-            if key not in ("device", "out") and old.get(key) != new.get(key):
+            if key not in ("device", "out", "init") and old.get(key) != new.get(key):
                 raise UserError(f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
                                 "choose another --out, or the same arguments to go on with it")
 
@@ -230,7 +241,7 @@ class Run:
         parts: name -> object with state_dict and load_state_dict, all that the loop needs to go on bit for bit.
         evaluate(steps done) -> text for the bar.
         """
-        T, save_every = self.args.steps, max(1, self.args.steps // 20)
+        T, save_every = self.args.steps, max(1, self.args.steps // SAVES)
         first = self._resume(parts)
         began, text = time.time(), ""
         with tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True) as bar:
@@ -250,7 +261,7 @@ class Run:
                 if self.stopping:
                     bar.close()
                     print(f"stopped after step {done} of {T}; run the same command to go on", file=sys.stderr)
-                    sys.exit(128 + self.stopping)
+                    sys.exit(128 + self.stopping[0])
 
     def _resume(self, parts):
         """Load last.pt into `parts` and cut what the log and the predictions hold beyond it; returns the first step."""

@@ -1,19 +1,20 @@
-"""Backbones: points (B, N, 3) -> per-point features, global feature, logits. PointNet, DGCNN and the linear DGCNN of PointSegDA.
+"""Backbones: points (B, N, 3) -> point features, global feature, logits. PointNet, DGCNN, linear DGCNN.
 
     model = build("dgcnn")                 # or "pointnet", "dgcnn-seg"
     features = model.encoder(points)       # (point_features (B, N, C), global_feature (B, 1024))
     logits = model.predict(features)       # (B, 10); model(points) does both
 
-Widths as in DefRec and Self-distillation (PointNet: Qi et al. 2017; DGCNN: Wang et al. 2019). No edge tensor is kept:
+Widths as in DefRec and Self-distillation (PointNet: Qi et al. 2017; DGCNN: Wang et al. 2019).
+The edge tensor (B, N, k, 2C) of DGCNN is never formed. Three facts replace it:
 
-1. An edge (i, j) carries [x_j - x_i, x_i]. With W = [W_n, W_c], W.edge = W_n x_j + (W_c - W_n) x_i = b_j + a_i,
-   so two products on N points replace one on N.k edges, and max_j (b_j + a_i) = a_i + max_j b_j.
-2. Batch norm of W.u needs only the mean m and covariance C of its input u: W m and diag(W C W^T). Both are known before
-   W.u is computed, so the norm is folded into W, sign of its weight included, and the maximum may be taken after it.
+1. Edge (i, j) carries [x_j - x_i, x_i]. With W = [W_n, W_c], W.edge = W_n x_j + (W_c - W_n) x_i = b_j + a_i:
+   two products on N points replace one on N.k edges, and max_j (b_j + a_i) = a_i + max_j b_j.
+2. Batch norm of W.u needs only the mean m and covariance C of its input u: W m and diag(W C W^T). Both are
+   known before W.u is, so the norm, its sign included, is folded into W and the maximum may come after it.
 3. Only the winner of a maximum has a gradient: it is looked for without autograd, then read again with it.
 
-Inside this file points lie flat, (M, C) with M = B.N rows, and idx (M, k) holds row numbers. Layers followed by a batch norm
-have no bias, which the norm would cancel.
+Inside this file points lie flat, (M, C) with M = B.N rows, and idx (M, k) holds row numbers. Layers before a
+batch norm have no bias, which the norm would cancel.
 """
 
 import copy
@@ -29,16 +30,29 @@ GLOBAL = 1024     # width of the global feature
 SLOPE = 0.2       # LeakyReLU of DGCNN; PointNet has slope 0, which is ReLU
 
 
-# ------------------------------------------------------------------------------------------------ neighbours
+# ---------------------------------------------------------------------------------- neighbours
+def smallest(distance, k):
+    """The columns of the k smallest of each row: (B, N, M) -> (B, N, k). Exact: they lie in the k groups of 8
+    columns with the smallest minima, and two short searches cost half of a long one."""
+    if distance.shape[-1] % 8 or distance.shape[-1] < 16 * k:
+        return distance.topk(k, largest=False, sorted=False).indices
+    groups = distance.unflatten(-1, (8, -1))                                       # (B, N, 8, M/8)
+    group = groups.amin(2).topk(k, largest=False, sorted=False).indices            # (B, N, k)
+    candidates = groups.gather(3, group[:, :, None].expand(-1, -1, 8, -1)).flatten(2)    # (B, N, 8k)
+    choice = candidates.topk(k, largest=False, sorted=False).indices               # (B, N, k)
+    return choice // k * groups.shape[3] + group.gather(2, choice % k)
+
+
 @torch.no_grad()
 def knn(x, k):
-    """The min(k, N) nearest points of each point by squared distance, itself included: (B, N, C) -> (B, N, k) int64."""
+    """The min(k, N) nearest points of each by squared distance, itself included, in no particular order:
+    (B, N, C) -> (B, N, k) int64. No gradient."""
     x = x - x.mean(1, keepdim=True)                          # less cancellation below
     square = (x * x).sum(-1)
     # |x_j|^2 - 2 x_i.x_j orders the j of one i as the distance does
     distance = torch.baddbmm(square[:, None], x, x.transpose(1, 2), alpha=-2)      # (B, N, N)
     distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)      # itself, whatever the rounding
-    return distance.topk(min(k, x.shape[1]), largest=False, sorted=False).indices
+    return smallest(distance, min(k, x.shape[1]))
 
 
 def graph(x, k=K):
@@ -48,13 +62,14 @@ def graph(x, k=K):
 
 
 def row_blocks(n, device):
-    """Slices of at most 1024 rows, which stay in a CPU's cache; on a GPU one slice of all."""
-    size = 1024 if device.type == "cpu" else n
+    """Slices of at most 4096 rows, which stay in a CPU's cache; on a GPU one slice of all."""
+    size = 4096 if device.type == "cpu" else n
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def running_max(values):
-    """Maximum over an iterable of equal tensors and the number (uint8) of the first to reach it, two tensors at a time."""
+    """Maximum over an iterable of at most 256 tensors, and the number (uint8) of the first to reach it. Two
+    tensors at a time: on a CPU this vectorises, which a maximum with indices does not."""
     values = iter(values)
     best = next(values)
     rank = torch.zeros_like(best, dtype=torch.uint8)
@@ -69,7 +84,7 @@ def neighbour_max(b, idx):
     winner = torch.empty(b.shape, dtype=torch.int64, device=b.device)
     with torch.no_grad():
         for rows in row_blocks(len(b), b.device):
-            _, rank = running_max(b[j] for j in idx[rows].T.contiguous())
+            _, rank = running_max(b.index_select(0, j) for j in idx[rows].T.contiguous())
             winner[rows] = idx[rows].gather(1, rank.long())
     return b.gather(0, winner)
 
@@ -83,9 +98,9 @@ def point_max(x, weight):
     return (rows.view(len(x), *weight.shape) * weight).sum(-1)
 
 
-# ------------------------------------------------------------------------------------------------ batch norm, folded
+# -------------------------------------------------------------------------- batch norm, folded
 class Moments(torch.autograd.Function):
-    """Mean (C,) and covariance (C, C) of the rows of x (M, C), centred first; backward is one matrix product."""
+    """Mean (C,) and covariance (C, C) of the rows of x (M, C), centred first. Backward is one product."""
 
     @staticmethod
     def forward(ctx, x):
@@ -106,21 +121,22 @@ def edge_moments(x, idx):
     x = x - centre
     m, k = idx.shape
     near = F.embedding_bag(idx, x, mode="sum") / k                                # (M, C) mean neighbour
-    degree = torch.bincount(idx.flatten(), minlength=m).to(x.dtype)[:, None] / k  # (M, 1) how often a neighbour
-    mean = torch.cat([near.mean(0), x.mean(0)])
-    jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)     # (C, C) each
+    degree = torch.bincount(idx.flatten(), minlength=m).to(x.dtype)[:, None] / k  # (M, 1) in-degree / k
+    mean = torch.cat([near.mean(0), x.mean(0)])                                   # (2C,)
+    jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)      # (C, C) each
     cov = torch.cat([torch.cat([jj, ij.T], 1), torch.cat([ij, ii], 1)]) - mean.outer(mean)
     return mean + torch.cat([centre, centre]), cov
 
 
 def fold(bn, weight, moments, count):
-    """Batch norm of weight.u as scale * (weight.u) + shift, both (O,). In training the moments (mean, covariance) of the
-    `count` rows u give its statistics and move its running ones, as torch's own does; in evaluation they are ignored."""
+    """Batch norm of weight.u as scale * (weight.u) + shift, both (O,). In training the moments (mean,
+    covariance) of the `count` rows u give its statistics and move the running ones, as torch's own norm does;
+    in evaluation they are ignored."""
     if not bn.training:
         mean, var = bn.running_mean, bn.running_var
     else:
         mean = weight @ moments[0]
-        var = ((weight @ moments[1]) * weight).sum(1).clamp_min(0)
+        var = ((weight @ moments[1]) * weight).sum(1).clamp_min(0)      # diag(W C W^T)
         with torch.no_grad():
             bn.num_batches_tracked += 1
             bn.running_mean.lerp_(mean, bn.momentum)
@@ -156,7 +172,7 @@ class PointMaxLayer(PointLayer):
         return F.leaky_relu(point_max(x, weight) + shift, self.slope)
 
 
-# ------------------------------------------------------------------------------------------------ edges
+# --------------------------------------------------------------------------------------- edges
 def pair_weight(weight):
     """The weight [W_n, W_c] on [x_j - x_i, x_i] as a weight on [x_j, x_i]."""
     near, centre = weight.chunk(2, 1)
@@ -164,7 +180,7 @@ def pair_weight(weight):
 
 
 class EdgeConv(nn.Module):
-    """Linear, batch norm, LeakyReLU on every edge, then max over the neighbours: (M, C_in), idx -> (M, C_out)."""
+    """Linear, batch norm, LeakyReLU on every edge, max over neighbours: (M, C_in), (M, k) -> (M, C_out)."""
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -185,27 +201,29 @@ class EdgeConv(nn.Module):
 
 
 class SecondLayer(torch.autograd.Function):
-    """max_j W.h_ij over the neighbours, with h_ij = LeakyReLU(b_j + a_i), and the mean and covariance of h over all edges:
-    (M, H), (M, H), (O, H), (M, k) -> (M, O), (H,), (H, H). One neighbour of every point at a time, in both directions."""
+    """max_j W.h_ij over the neighbours, with h_ij = LeakyReLU(b_j + a_i), and mean and covariance of h over
+    all edges: (M, H), (M, H), (O, H), (M, k) -> (M, O), (H,), (H, H). Forward and backward take one neighbour
+    of every point at a time and compute h anew. With measure=False mean and covariance are not computed."""
 
     @staticmethod
     def edges(b, a, j):
-        return F.leaky_relu_(b[j] + a, SLOPE)
+        return F.leaky_relu_(b.index_select(0, j).add_(a), SLOPE)
 
     @staticmethod
-    def forward(ctx, b, a, weight, idx):
+    def forward(ctx, b, a, weight, idx, measure):
         top = b.new_empty(len(b), len(weight))
         rank = torch.empty_like(top, dtype=torch.uint8)
-        shift = SecondLayer.edges(b, a, idx[:, 0]).mean(0)      # near the mean, so the squares below do not cancel
+        shift = SecondLayer.edges(b, a, idx[:, 0]).mean(0)      # near the mean: the squares do not cancel
         total, square = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
         for rows in row_blocks(len(b), b.device):
             def values():
                 for j in idx[rows].T.contiguous():
                     h = SecondLayer.edges(b, a[rows], j)
                     yield h @ weight.T
-                    h -= shift
-                    total.add_(h.sum(0))
-                    square.addmm_(h.T, h)
+                    if measure:
+                        h -= shift
+                        total.add_(h.sum(0))
+                        square.addmm_(h.T, h)
             top[rows], rank[rows] = running_max(values())
         offset = total / idx.numel()
         mean = shift + offset
@@ -221,13 +239,13 @@ class SecondLayer(torch.autograd.Function):
         for rows in row_blocks(len(b), b.device):
             for n, j in enumerate(idx[rows].T.contiguous()):
                 h = SecondLayer.edges(b, a[rows], j)
-                g_win = g_top[rows] * (rank[rows] == n)                            # only the winner has a gradient
+                g_win = g_top[rows] * (rank[rows] == n)         # only the winner has a gradient
                 g_weight.addmm_(g_win.T, h)
                 g_h = torch.addmm(g_mean, h, g_cov).addmm_(g_win, weight)
                 g_h = torch.where(h > 0, g_h, SLOPE * g_h)
                 g_a[rows] += g_h
                 g_b.index_add_(0, j, g_h)
-        return g_b, g_a, g_weight, None
+        return g_b, g_a, g_weight, None, None
 
 
 class EdgeConv2(EdgeConv):
@@ -243,7 +261,7 @@ class EdgeConv2(EdgeConv):
         # here the max comes before the statistics are known, so the sign of the norm's weight goes along
         sign = torch.where(self.bn2.weight < 0, -1.0, 1.0).to(x.dtype)
         weight = self.linear2.weight
-        top, mean, cov = SecondLayer.apply(b, a, sign[:, None] * weight, idx)      # (M, C_out)
+        top, mean, cov = SecondLayer.apply(b, a, sign[:, None] * weight, idx, self.training)      # (M, C_out)
         scale, shift = fold(self.bn2, weight, (mean, cov), idx.numel())
         return F.leaky_relu(sign * scale * top + shift, SLOPE)
 
@@ -263,7 +281,7 @@ class LinearEdgeConv(nn.Module):
         return neighbour_max(F.linear(x, near), idx) + F.linear(x, centre, bias)
 
 
-# ------------------------------------------------------------------------------------------------ encoders
+# ------------------------------------------------------------------------------------ encoders
 def dense(widths, slope):
     """Linear, BN, (Leaky)ReLU for each pair of neighbouring widths, on (B, C)."""
     layers = []
@@ -273,7 +291,7 @@ def dense(widths, slope):
 
 
 class TNet(nn.Module):
-    """A K x K matrix for each cloud, identity plus a learned part, applied to its rows: (B, N, K) -> (B, N, K)."""
+    """A K x K matrix for each cloud, identity plus a learned part, applied to it: (B, N, K) -> (B, N, K)."""
 
     def __init__(self, k, slope):
         super().__init__()
@@ -304,15 +322,16 @@ class GraphTNet(TNet):
 
 
 class PointNet(nn.Module):
-    """(B, N, 3) -> (point features (B, N, 1344): all five layers, global feature (B, 1024))."""
+    """(B, N, 3) -> (point features (B, N, 320), all layers but the widest; global feature (B, 1024))."""
 
-    point_dim = 64 + 64 + 64 + 128 + GLOBAL
+    point_dim = 64 + 64 + 64 + 128
 
     def __init__(self):
         super().__init__()
         self.tnet3, self.tnet64 = TNet(3, 0.0), TNet(64, 0.0)
-        widths = (3, 64, 64, 64, 128, GLOBAL)
+        widths = (3, 64, 64, 64, 128)
         self.layers = nn.ModuleList(PointLayer(c, o, 0.0) for c, o in zip(widths, widths[1:]))
+        self.top = PointMaxLayer(128, GLOBAL, 0.0)
 
     def forward(self, points):
         batch, n, _ = points.shape
@@ -322,13 +341,13 @@ class PointNet(nn.Module):
                 x = self.tnet64(x.view(batch, n, 64)).flatten(0, 1)
             x = layer(x)
             features.append(x)
-        point_features = torch.cat(features, 1).view(batch, n, -1)                 # (B, N, 1344)
-        return point_features, x.view(batch, n, -1).amax(1)
+        point_features = torch.cat(features, 1).view(batch, n, -1)                 # (B, N, 320)
+        return point_features, self.top(x.view(batch, n, -1))
 
 
 class DGCNN(nn.Module):
-    """(B, N, 3) -> (point features (B, N, 512): all four EdgeConvs, global feature (B, 1024)). The graph is recomputed in
-    feature space before each EdgeConv."""
+    """(B, N, 3) -> (point features (B, N, 512), all four EdgeConvs; global feature (B, 1024)). The graph is
+    recomputed in feature space before each EdgeConv."""
 
     point_dim = 64 + 64 + 128 + 256
 
@@ -361,7 +380,7 @@ class LinearTop(nn.Linear):
 
 
 class LinearDGCNN(DGCNN):
-    """The DGCNN of PointSegDA: after the T-net neither batch norm nor activation. Point features are (B, N, 192)."""
+    """The DGCNN of PointSegDA: no norm or activation after the T-net; point features (B, N, 192)."""
 
     point_dim = 64 + 64 + 64
 
@@ -372,9 +391,9 @@ class LinearDGCNN(DGCNN):
         return LinearTop(self.point_dim, GLOBAL)
 
 
-# ------------------------------------------------------------------------------------------------ heads, model
+# -------------------------------------------------------------------------------- heads, model
 class PerPointHead(nn.Module):
-    """point_features (B, N, C), global_feature (B, 1024) -> (B, N, out): 256, 256, 128, out on their concatenation."""
+    """Layers 256, 256, 128, out on point features (B, N, C) and the global feature (B, 1024): (B, N, out)."""
 
     def __init__(self, point_dim, out):
         super().__init__()
@@ -386,7 +405,7 @@ class PerPointHead(nn.Module):
     def forward(self, point_features, global_feature):
         # W [p; g] = W_p p + W_g g: the global feature is never repeated N times
         w_point, w_global = self.linear.weight.split([point_features.shape[-1], GLOBAL], 1)
-        h = F.linear(point_features, w_point) + F.linear(global_feature, w_global)[:, None]       # (B, N, 256)
+        h = F.linear(point_features, w_point) + F.linear(global_feature, w_global)[:, None]      # (B, N, 256)
         return self.rest(self.bn(h.flatten(0, 1))).view(*point_features.shape[:2], -1)
 
 
@@ -397,7 +416,7 @@ def classifier(num_classes, slope):
 
 
 class Model(nn.Module):
-    """Encoder and classifier: points (B, N, 3) -> logits (B, classes), or (B, N, classes) with a PerPointHead."""
+    """Encoder, classifier: points (B, N, 3) -> logits (B, classes); (B, N, classes) with a PerPointHead."""
 
     def __init__(self, encoder, classifier):
         super().__init__()
@@ -415,7 +434,7 @@ class Model(nn.Module):
 
 
 def build(backbone, num_classes=10):
-    """A fresh Model for "pointnet", "dgcnn" or "dgcnn-seg" (per-point logits). Raises UserError for another name."""
+    """A fresh Model: "pointnet", "dgcnn" or "dgcnn-seg" (per-point logits). UserError for any other name."""
     if backbone == "pointnet":
         return Model(PointNet(), classifier(num_classes, 0.0))
     if backbone == "dgcnn":
@@ -426,14 +445,14 @@ def build(backbone, num_classes=10):
 
 
 class EMA:
-    """The teacher: an exponential moving average of a student's weights and float buffers, always in eval mode."""
+    """The teacher: moving average of a student's weights and float buffers, always in eval mode."""
 
     def __init__(self, student):
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, student, t):
-        """Move to the student of step t = 0, 1, ...; the first steps average over few, so that the start is forgotten."""
+        """Move towards the student of step t = 0, 1, ...; a small decay at first forgets the random start."""
         decay = min(0.999, 1 - 1 / (t + 1))
         for mine, theirs in zip(self.model.state_dict().values(), student.state_dict().values()):
             if mine.is_floating_point():

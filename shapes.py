@@ -3,8 +3,8 @@
     make("M", "train")      # points (400, 2048, 3), labels (400,)        M, S, SC and train, test
     make("seg_F", "val")    # points (10, 2048, 3), labels (10, 2048)     seg_F, seg_M, seg_A, seg_S; also val
 
-M has clean surfaces of one style; S the same ten classes in more styles and proportions, other class balance;
-SC simulated depth scans of further objects. The bodies of seg_* differ in pose, girth, sampling and noise.
+M has clean surfaces of one style; S the same ten classes in more styles and proportions; SC simulated depth
+scans of further objects of both kinds. The bodies of seg_* differ in pose, girth, sampling and noise.
 A shape is a soup of triangles in metres, z up, front towards -y, all closed or two-sided and wound outwards.
 Numbers made from these shapes are not PointDA-10 numbers. Method 2.4 and 2.3.
 """
@@ -59,18 +59,13 @@ def cushion(base, size, power=5):
     return lathe(half, np.array([0, 0, .25, .75, 1, 1]) * size[2], power) + base
 
 
-def shade(bottom, top, height):
-    """An open lamp shade with thin walls, given its two radii."""
-    return lathe([bottom, top, top - .012, bottom - .012, bottom], [0, height, height, 0, 0])
-
-
-def turn(triangles, degrees, axis=2, about=(0, 0, 0)):
-    """Rotate about a coordinate axis through the point `about`."""
+def turn(triangles, degrees, axis=2):
+    """Rotate about a coordinate axis."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     i, j = (axis + 1) % 3, (axis + 2) % 3
     rotation = np.eye(3)
     rotation[[i, i, j, j], [i, j, i, j]] = c, -s, s, c
-    return (triangles - about) @ rotation.T + about
+    return triangles @ rotation.T
 
 
 UNIT_BOX = turn(lathe(np.array([0, 1, 1, 0]) * math.sqrt(.5), [-.5, -.5, .5, .5], sides=4), 45)
@@ -92,7 +87,7 @@ def tube(start, end, *radii):
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     ring = circle(8, 1)[:, :2] @ np.stack([u, np.cross(axis, u)], axis=1)  # (K, 8, 3)
     spine = start[:, None] + along[:, None] * (end - start)[:, None]  # (K, rings, 3)
-    return loft(spine[:, :, None] + radii[:, None, None] * ring[:, None])
+    return loft(spine[:, :, None] + radii[:, None, None] * ring[:, None])  # (K, rings, 8, 3)
 
 
 def legs(width, depth, top, r=.03, splay=0.):
@@ -108,8 +103,8 @@ def leaves(base, heading, pitch, length, width, droop):
     step = np.concatenate([level[..., None] * along[:, None], np.sin(bend)[..., None]], axis=-1)  # (L, 4, 3)
     spine = np.concatenate([0 * step[:, :1], np.cumsum(step, axis=1)], axis=1) / 4  # (L, 5, 3)
     spine = base[:, None] + spine * length[:, None, None]
-    across = np.stack([-along[:, 1], along[:, 0], 0 * heading], axis=1)  # (L, 3)
-    side = across[:, None] * np.array([.3, .9, 1, .7, .05])[:, None] * width / 2
+    across = np.stack([-along[:, 1], along[:, 0], 0 * heading], axis=1)[:, None]  # (L, 1, 3)
+    side = across * np.array([.3, .9, 1, .7, .05])[:, None] * width / 2
     # rings of two points: the way there and the way back are the two sides of the leaf
     return loft(np.stack([spine - side, spine + side], axis=-2))
 
@@ -137,7 +132,7 @@ class Draw:
     def __call__(self, low, high):
         return (low + high) / 2 + (high - low) / (2 if self.wide else 4) * self.rng.uniform(-1, 1)
 
-    def of(self, *options):
+    def of(self, *options):  # all options are built and one is kept: cheap, and the code stays flat
         return options[self.rng.integers(len(options) if self.wide else (len(options) + 1) // 2)]
 
 
@@ -156,7 +151,7 @@ def bathtub(d):
 def bed(d):
     """Frame, mattress, blanket and pillows with a headboard; four posts in the wider style."""
     w, long, frame, thick, head = d(.9, 1.9), d(1.85, 2.15), d(.2, .45), d(.16, .32), d(.75, 1.3)
-    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, *d.of((frame, .035), (1.6, .05))),
+    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, d.of(frame, 1.6), .04),
              cushion((0, 0, frame), (w - .04, long - .04, thick), 12),
              cushion((0, -.2 * long, frame + .02), (w + .05, .58 * long, thick + .04), 14),
              box((0, long / 2 + .03, head / 2), (w + .08, .06, head))]
@@ -180,68 +175,64 @@ def bookshelf(d):
 
 
 def cabinet(d):
-    """A closed box on a plinth or feet, with a top; doors or drawers with knobs in front."""
-    w, h, depth, base = d(.5, 1.5), d(.6, 1.8), d(.38, .6), d.of(.06, .14)
+    """A closed box on feet, with a top; doors or drawers with knobs in front."""
+    w, h, depth, base = d(.5, 1.5), d(.6, 1.8), d(.38, .6), d(.03, .16)
     columns, rows = d.of((2, 1), (1, 3), (2, 2), (1, 4), (2, 3), (3, 1))
     row, column = np.divmod(np.arange(columns * rows), columns)
     wide, tall = w / columns, (h - base) / rows
     front = np.stack([(column + .5) * wide - w / 2, 0 * row - .51 * depth, base + (row + .5) * tall], axis=1)
     # the knobs of a pair of doors are close to the gap between them, that of a drawer in its middle
-    knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - .08) * (wide < 1.2 * tall), [1, 0, 0])
-    stand = legs(w - .08, depth - .08, base) if base > .1 else box((0, .02, .03), (w - .06, depth - .1, .06))
-    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), box((0, 0, h), (w + .06, depth + .06, .035)), stand,
-            box(front, (wide - .05, .04, tall - .05)), tube(knob, knob + [0, -.08, 0], .025)]
+    knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - .09) * (wide < 1.2 * tall), [1, 0, 0])
+    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), legs(w - .08, depth - .08, base),
+            box((0, 0, h), (w + .06, depth + .06, .035)), box(front, (wide - .06, .04, tall - .06)),
+            tube(knob, knob + [0, -.08, 0], .025)]
 
 
 def chair(d):
     """Seat, leaning back, legs or a swivel foot, armrests at times; round backs in the wider style."""
     w, depth, h, t, high = d(.38, .56), d(.38, .54), d(.4, .52), d(.03, .1), d(.32, .62)
-    y, up = depth / 2 - .02, np.array([0, 0, high])
-    posts, z = pair(w / 2 - .02, y, h), np.linspace(h + .3 * high, h + high, 4)
-    slats, oval = z[:, None] * [0, 0, 1] + [0, y, 0], turn(cushion((0, 0, 0), (w, .8 * high, .05), 2), 90, 0)
-    back = d.of(box((0, y, h + high / 2), (w, .04, high)),
+    posts, up = pair(w / 2 - .02, 0, 0), np.array([0, 0, high])
+    slats, oval = np.outer([.3, .53, .77, 1], up), turn(cushion((0, 0, 0), (w, .8 * high, .05), 2), 90, 0)
+    back = d.of(box(.5 * up, (w, .04, high)),
                 np.r_[box(slats, (w, .02, high / 7)), tube(posts, posts + up, .018)],
-                np.r_[oval + [0, y, h + .6 * high], tube(posts, posts + .5 * up, .018)])
+                np.r_[oval + .6 * up, tube(posts, posts + .5 * up, .018)])
     post = tube((0, 0, .02), (0, 0, h), .03)
     stand = d.of(legs(w - .04, depth - .04, h, d(.014, .028), d(0, .12)),
                  np.r_[post, tube((0, 0, .09), circle(5, .3, .03), .025)],
-                 np.r_[post, lathe([0, .24, .2, .03], [0, 0, .03, .06])])
+                 np.r_[post, lathe([0, .24, .2, 0], [0, 0, .03, .06])])
     seat = cushion((0, 0, h - t / 2), (w, depth, t), d.of(20, 4, 2))
-    arm = pair(w / 2, 0, h + .22)
-    rests = [box(arm, (.05, .85 * depth, .03)), tube(arm - [0, y, .22], arm - [0, y, 0], .015)]
-    return [seat, stand, turn(back, -d(2, 16), 0, (0, y, h))] + rests * (d.rng.random() < .4)
+    arm, elbow = pair(w / 2, 0, h + .22), pair(w / 2, -.4 * depth, h)
+    rests = [box(arm, (.05, .85 * depth, .03)), tube(elbow, elbow + [0, 0, .22], .015)]
+    return [seat, stand, turn(back, -d(2, 16), 0) + [0, depth / 2 - .02, h]] + rests * (d.rng.random() < .4)
 
 
 def lamp(d):
     """Floor, table or pendant lamp; tripod and arc in the wider style."""
-    r, high, tall, waist, drop = d(.13, .22), d(.16, .3), d(1.2, 1.7), d(.04, .1), d(.2, .8)
-    foot, top, low = lathe([0, .15, .14, 0], [0, 0, .025, .04]), [0, 0, tall], .2 * tall
+    r, high, tall, waist, drop, taper = d(.13, .22), d(.16, .3), d(1.2, 1.7), d(.04, .1), d(.2, .8), d(.45, 1)
+    foot, up, low = lathe([0, .15, .14, 0], [0, 0, .025, .04]), [0, 0, tall], .2 * tall
     vase = lathe([0, .1, .1, .03, waist, waist, .02, 0], low * np.array([0, 0, .06, .1, .4, .7, .95, 1.3]))
     ceiling = lathe([0, .06, .06, 0], [tall, tall, tall + .04, tall + .04])
     angle = np.linspace(0, d(2.1, 2.7), 8)
     arm = np.r_[[[0, 0, 0]], np.stack([.5 * np.cos(angle) - .5, 0 * angle, 1 + .6 * np.sin(angle)], axis=1)]
     # each style is a stem and the place of the shade
-    stem, at = d.of((np.r_[foot, tube((0, 0, 0), top, .018)], [0, 0, tall - .6 * high]), (vase, [0, 0, low]),
-                    (np.r_[tube((0, 0, drop), top, .01), ceiling], [0, 0, drop - .9 * high]),
-                    (tube(circle(3, .3), top, .016), [0, 0, tall - .6 * high]),
+    stem, at = d.of((np.r_[foot, tube((0, 0, 0), up, .018)], [0, 0, tall - .6 * high]), (vase, [0, 0, low]),
+                    (np.r_[tube((0, 0, drop), up, .01), ceiling], [0, 0, drop - .9 * high]),
+                    (tube(circle(3, .3), up, .016), [0, 0, tall - .6 * high]),
                     (np.r_[foot, tube(arm[:-1], arm[1:], .016)], arm[-1] - [0, 0, .8 * high]))
-    return [stem, shade(r, d(.45, 1) * r, high) + at]
+    shade = lathe([r, taper * r, .92 * taper * r, .92 * r, r], [0, high, high, 0, 0])  # open at both ends
+    return [stem, shade + at]
 
 
 def monitor(d):
-    """A framed flat screen on neck and foot; in the wider style also on two feet or with a tube behind."""
-    w, t, gap = d(.46, .76), d(.02, .05), d(.06, .16)
-    h = w * d(.52, .72)
+    """A framed flat screen on a neck and a foot; in the wider style also with a picture tube behind."""
+    w, h, t, gap = d(.46, .76), d(.26, .5), d(.02, .05), d(.06, .16)
     picture_tube = lathe(np.outer([0, .5, .5, .3, 0], [w, h]), np.array([0, 0, .2, .6, .62]) * w, 8)
     behind = d.of(box((0, t, -.05 * h), (.5 * w, t + .02, .5 * h)), turn(picture_tube, -90, 0))
     screen = np.r_[box((0, 0, 0), (w, t, h)), box(pair(w / 2, 0, 0), (.025, t + .02, h)), behind,
                    box([[0, 0, -h / 2], [0, 0, h / 2]], (w, t + .02, .025))]
     neck = box((0, .03, (gap + .3 * h) / 2), (d(.05, .09), .03, gap + .3 * h))
-    hip, toe = pair(.3 * w, 0, gap + .05), pair(.3 * w, .12, .01)
-    stand = d.of(np.r_[neck, box((0, .03, .01), (.4 * w, .22, .02))],
-                 np.r_[neck, lathe([0, .14, .13, 0], [0, 0, .02, .025])],
-                 np.r_[tube(hip, toe, .012), tube(hip, toe * [1, -1, 1], .012)])
-    return [turn(screen, d(-8, 4), 0) + [0, 0, gap + h / 2], stand]
+    foot = cushion((0, .03, 0), (.4 * w, .22, .025), 2 if d.rng.random() < .5 else 20)
+    return [turn(screen, d(-8, 4), 0) + [0, 0, gap + h / 2], neck, foot]
 
 
 def plant(d):
@@ -250,7 +241,7 @@ def plant(d):
     # number of leaves, stem, radius of the crown they start in, pitch; their length, width and droop
     n, stem, crown, pitch, length, width, droop = d.of(
         (60, d(.1, .2), d(.2, .3), (-.7, 1.5), .17, .09, .2), (26, .02, .06, (.5, 1.4), d(.4, .65), .06, .38),
-        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.6), d(.5, .8), .075, .02),
+        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.6), d(.5, .8), .08, .02),
         (24, d(.4, .8), .02, (.1, 1.3), d(.35, .55), .08, .4))
     heading, pitch = rng.uniform(0, 2 * np.pi, n), rng.uniform(*pitch, n)
     away = np.stack([np.cos(heading) * np.cos(pitch), np.sin(heading) * np.cos(pitch), np.sin(pitch)], axis=1)
@@ -263,31 +254,30 @@ def plant(d):
 
 
 def sofa(d):
-    """Base, back, arms and cushions on short feet; with a corner seat in the wider style."""
-    w, depth, arm, t = d(1.4, 2.4), d(.75, 1.), d(.12, .26), d(.16, .26)
-    seat, high, rise, n = d(.3, .4), d(.7, .98), d(.54, .68), 3 if w > 1.85 else 2
-    each = (w - 2 * arm) / n
-    parts = [box((0, 0, seat / 2 + .03), (w, depth, seat - .06)), legs(w - .14, depth - .14, .1),
-             box((0, depth / 2 - t / 2, high / 2 + .03), (w, t, high - .06)),
-             box(pair((w - arm) / 2, -.01, rise / 2 + .03), (arm, depth, rise - .06))]
-    upright = turn(cushion((0, 0, 0), (.94 * each, high - seat - .1, .16), 6), 78, 0)
+    """Base, back, arms and cushions on feet; with a corner seat in the wider style."""
+    w, depth, arm, t, foot = d(1.4, 2.4), d(.75, 1.), d(.12, .26), d(.14, .22), d(.08, .18)
+    seat, high, rise, n = d(.32, .4), d(.75, 1.), d(.56, .7), 3 if w > 1.85 else 2
+    each, middle = (w - 2 * arm) / n, (seat + foot) / 2
+    parts = [box((0, 0, middle), (w - 2 * arm, depth, seat - foot)), legs(w - .1, depth - .1, foot),
+             box((0, depth / 2 - t / 2, (high + foot) / 2), (w - 2 * arm, t, high - foot)),
+             box(pair((w - arm) / 2, 0, (rise + foot) / 2), (arm, depth, rise - foot))]
+    upright = turn(cushion((0, 0, 0), (.92 * each, high - seat - .1, .14), 6), 80, 0)
     for x in each * (np.arange(n) - (n - 1) / 2):
-        parts += [cushion((x, -t / 2, seat - .02), (.96 * each, depth - t, .16), 8),
-                  upright + [x, depth / 2 - t, (high + seat) / 2 + .1]]
+        parts += [cushion((x, -t / 2, seat), (.94 * each, depth - t, .14), 8),
+                  upright + [x, depth / 2 - t - .02, (high + seat) / 2 + .08]]
     x, reach = d.of(-1, 1) * (w / 2 - .4), d(.5, .9)
-    corner = np.r_[box((x, -depth / 2 - reach / 2, seat / 2 + .03), (.8, reach, seat - .06)),
-                   cushion((x, -depth / 2 - reach / 2, seat - .02), (.78, reach, .16), 8)]
+    corner = np.r_[box((x, -depth / 2 - reach / 2, middle), (.8, reach, seat - foot)),
+                   cushion((x, -depth / 2 - reach / 2, seat), (.78, reach, .14), 8)]
     return parts + d.of([], [], [corner])
 
 
 def table(d):
     """A rectangular or round top on legs or a pedestal; in the wider style panels, trestles or drawers."""
     w, depth, h, t, power = d(.8, 1.7), d(.6, 1.), d(.45, .8), d(.025, .06), d.of(20, 2, 20)
-    w = min(w, 1.2 * depth) if power == 2 else w
-    lw, ld = (.66 * w, .66 * depth) if power == 2 else (w - .1, depth - .1)
+    w, lw, ld = (1.2 * depth, .8 * depth, .66 * depth) if power == 2 else (w, w - .1, depth - .1)
     far, near, up, bar = pair(lw / 2, ld / 2, 0), pair(lw / 2, -ld / 2, 0), [0, 0, h], pair(lw / 2, 0, h / 2)
     four = legs(lw, ld, h, d(.022, .045), d(0, .1))
-    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * w, .05], [0, 0, .05])],
+    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * w, 0], [0, 0, .05])],
                  np.r_[box(bar, (.035, ld, h)), box((0, ld / 2, .7 * h), (lw, .02, .4 * h))],
                  np.r_[tube(far, near + up, .03), tube(near, far + up, .03), tube(*bar, .025)],
                  np.r_[four, box((.32 * lw, 0, .72 * h), (.3 * lw, .85 * ld, .5 * h))])
@@ -300,31 +290,31 @@ MAKERS = (bathtub, bed, bookshelf, cabinet, chair, lamp, monitor, plant, sofa, t
 # -------------------------------------------------------------------------- domains
 def build(label, wide, rng):
     """One object of class `label` (0..9) -> triangles (T, 3, 3); `wide` as in S."""
-    stretch = rng.uniform(.75, 1.3, 3) if wide else 1
-    return turn(np.concatenate(MAKERS[label](Draw(rng, wide))) * stretch, rng.uniform(-2, 2))
+    triangles = np.concatenate(MAKERS[label](Draw(rng, wide)))
+    return turn(triangles * (rng.uniform(.75, 1.3, 3) if wide else 1), rng.uniform(-2, 2))
 
 
 def exposure(points, normals, eye, cells=64):
     """What a depth camera at `eye` gets of each sample (n,): 0 if hidden, else cosine / squared distance."""
-    ray, forward = points - eye, points.mean(0) - eye
-    distance, right = np.sqrt(np.einsum("ij,ij->i", ray, ray)), np.cross(forward, [0, 0, 1])
-    axes = np.stack([right, np.cross(right, forward) / np.linalg.norm(forward)], axis=1)
-    image = ray @ axes / (ray @ forward)[:, None]  # (n, 2) in perspective
-    image -= image.min(0)
-    cell = image.max() / cells
-    column, row = (image / cell).astype(int).T + 1
+    ray, forward = points - eye, -eye / np.linalg.norm(eye)
+    right = np.cross(forward, [0, 0, 1]) / np.linalg.norm(forward[:2])
+    depth, distance = ray @ forward, np.sqrt(np.einsum("ij,ij->i", ray, ray))
+    x, y = ray @ right / depth, ray @ np.cross(right, forward) / depth  # (n,) in the image
+    cell = max(np.ptp(x), np.ptp(y)) / cells
     # a z-buffer with a border; a point also hides behind its cell's neighbours, as the samples leave holes
-    nearest = np.full((cells + 3, cells + 3), np.inf)
-    np.minimum.at(nearest, (column, row), distance)
-    for axis in (0, 1):
-        nearest = np.minimum(nearest, np.minimum(np.roll(nearest, 1, axis), np.roll(nearest, -1, axis)))
+    wide = cells + 3
+    pixel = ((x - x.min()) / cell).astype(int) * wide + ((y - y.min()) / cell).astype(int) + wide + 1
+    nearest = np.full(wide * wide, np.inf)
+    np.minimum.at(nearest, pixel, distance)
+    for step in (1, wide):
+        nearest = np.minimum(nearest, np.minimum(np.roll(nearest, step), np.roll(nearest, -step)))
     cosine = -np.einsum("ij,ij->i", ray, normals) / distance
-    # a slanted surface is itself deeper across two cells, so it gets that much slack
-    slack = 2 * cell * np.linalg.norm(right) * distance / np.clip(cosine, .2, 1)
-    return np.where(distance < nearest[column, row] + slack, np.maximum(cosine, 0), 0) / distance ** 2
+    # a slanted surface is itself deeper two cells further, across or askew, so it gets that much slack
+    slack = 3 * cell * distance / np.clip(cosine, .2, 1)
+    return np.where(distance < nearest[pixel] + slack, np.maximum(cosine, 0), 0) / distance ** 2
 
 
-def scan(triangles, rng, n=POINTS, noise=.015):
+def scan(triangles, rng, n=POINTS, noise=.012):
     """Simulated depth scan -> points (n, 3) of radius about 1: what one to three views see of the object."""
     low, high = triangles.min((0, 1)), triangles.max((0, 1))
     middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
@@ -334,14 +324,13 @@ def scan(triangles, rng, n=POINTS, noise=.015):
     points, normals, _ = sample((triangles - middle) / radius, 3 * n, rng)
     if rng.random() < .5:  # a half-space is cropped
         along = points @ rng.normal(size=3)
-        keep = along <= np.quantile(along, rng.uniform(.65, 1))
+        keep = along <= np.quantile(along, rng.uniform(.75, 1))
         points, normals = points[keep], normals[keep]
     # furniture stands against walls: the views lie in front of it, and share the points between them
-    views, front, clouds = rng.integers(1, 4), rng.uniform(-150, -30), []
+    views, front, clouds = rng.integers(1, 4), rng.uniform(-50, 50), []
     for count in np.diff(np.linspace(0, n, views + 1).astype(int)):
-        azimuth, rise = np.radians(front + rng.uniform(-40, 40)), rng.uniform(.15, .8)
-        eye = np.array([np.cos(azimuth) * np.cos(rise), np.sin(azimuth) * np.cos(rise), np.sin(rise)])
-        eye *= rng.uniform(2, 4)
+        above = turn(np.array([0, -rng.uniform(2, 4), 0]), -rng.uniform(17, 52), 0)
+        eye = turn(above, front + rng.uniform(-60, 60))
         cumulative = np.cumsum(exposure(points, normals, eye))
         seen = points[np.searchsorted(cumulative, rng.random(count) * cumulative[-1])]
         ray = (seen - eye) / np.linalg.norm(seen - eye, axis=1, keepdims=True)
@@ -366,16 +355,15 @@ def direction(swing, spread):
 def body(rng, arm, reach, stride, bend, girth):
     """A posed figure, hips at the origin -> triangles (T, 3, 3), part of each (T,); ranges as in FIGURES."""
     fat, tall, ball = rng.uniform(*girth), rng.uniform(.92, 1.08), np.linspace(0, np.pi, 8)
-    bend, stride, belly = rng.uniform(*bend), rng.uniform(*stride), .7 + .3 * fat
+    bend, stride, belly, lead = rng.uniform(*bend), rng.uniform(*stride), .7 + .3 * fat, rng.choice((-1, 1))
     width, depth = [0, .1, .17, .15 * fat, .18, .2, .06, 0], [0, .08, .12, .11 * fat, .13, .11, .06, 0]
-    trunk = lathe(belly * np.c_[width, depth], tall * np.array([-.1, -.1, 0, .2, .4, .53, .57, .57]))
-    head = lathe(np.outer(np.sin(ball), [.085, .1]), .7 * tall - .125 * np.cos(ball))
-    parts = [(3, trunk), (7, head), (7, tube((0, 0, .55 * tall), (0, 0, .62 * tall), .05))]
+    trunk = lathe(belly * np.c_[width, depth], tall * np.array([-.1, -.1, 0, .2, .4, .53, .6, .6]))
+    parts = [(3, trunk), (7, lathe(np.outer(np.sin(ball), [.085, .1]), .71 * tall - .125 * np.cos(ball)))]
     for side in (-1, 1):
-        spread, raised = side * rng.uniform(3, 14), side * rng.uniform(*arm)
-        # the knee behind folds more; an arm swings against its leg
-        thigh, forward = side * stride + bend, -side * rng.uniform(*reach)
-        shin = thigh - 1.6 * bend - .5 * max(0, -side * stride) - rng.uniform(0, 10)
+        spread, raised, ahead = side * rng.uniform(3, 14), side * rng.uniform(*arm), side * lead
+        # an arm swings against its leg; the knee behind folds more
+        thigh, forward = ahead * stride + bend, -ahead * rng.uniform(*reach)
+        shin = thigh - 1.6 * bend - .5 * max(0, -ahead * stride) - rng.uniform(0, 10)
         hip, shoulder = np.array([side * .09, 0, 0]), np.array([side * .2 * belly, 0, .5 * tall])
         knee = hip + .4 * tall * direction(thigh, spread)
         ankle = knee + .38 * tall * direction(shin, spread)
@@ -394,17 +382,17 @@ def body(rng, arm, reach, stride, bend, girth):
 
 
 def figure(key, rng):
-    """One labelled body of a seg_* domain, centred, about 1.5 tall -> points (2048, 3), labels (2048,)."""
+    """One labelled body of a seg_* domain, centred, within [-1, 1]^3 -> points (2048, 3), labels (2048,)."""
     *ranges, thinning, noise = FIGURES[key]
     triangles, part = body(rng, *ranges)
     points, _, face = sample(triangles, 2 * POINTS, rng)
-    # the smallest of weighted exponentials: a draw without replacement, rarer for larger weights
+    # the smallest weighted exponentials: a draw without replacement, rarer further up
     chosen = np.argsort(rng.exponential(size=len(points)) * np.exp(thinning * points[:, 2]))[:POINTS]
     points = points[chosen] + noise * rng.normal(size=(POINTS, 3))
-    return turn(.85 * (points - points.mean(0)), rng.uniform(-20, 20)), part[face[chosen]]
+    middle = (points.min(0) + points.max(0)) / 2
+    return turn(.85 * (points - middle), rng.uniform(-20, 20)), part[face[chosen]]
 
 
-# -------------------------------------------------------------------------- the one function to call
 def make(key, split):
     """The clouds of one domain and split, the same on every call and in a fixed shuffled order.
 
@@ -414,17 +402,17 @@ def make(key, split):
     """
     keys, splits = [*COUNTS, *FIGURES], list(BODIES)
     if key not in keys or split not in splits or (key in COUNTS and split == "val"):
-        raise UserError(f"no built-in shapes {key!r} {split!r}: use one of {keys} with train or test, seg_* also val")
+        raise UserError(f"no built-in shapes {key} {split}: use one of {keys}, train or test (seg_*: or val)")
     # one seed for each cloud, so that no draw is shared by two domains or splits
     seed = [keys.index(key), splits.index(split)]
     if key in FIGURES:
         clouds, labels = zip(*(figure(key, np.random.default_rng([*seed, i])) for i in range(BODIES[split])))
         return np.stack(clouds).astype(np.float32), np.stack(labels).astype(np.int64)
-    labels = np.repeat(np.arange(10), COUNTS[key]).repeat(2 if split == "train" else 1)
+    labels = np.repeat(np.arange(10), np.multiply(COUNTS[key], 2 if split == "train" else 1))
     labels = np.random.default_rng(seed).permutation(labels)
     clouds = np.empty((len(labels), POINTS, 3), np.float32)
     for i, label in enumerate(labels):
-        rng = np.random.default_rng([*seed, i + 1])
-        triangles = build(label, key != "M", rng)
+        rng = np.random.default_rng([*seed, i + 1])  # a trailing 0 would repeat the seed of the labels
+        triangles = build(label, key == "S" or key == "SC" and rng.random() < .5, rng)
         clouds[i] = scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]
     return clouds, labels

@@ -155,7 +155,7 @@ def deform(points, generator, least=40):
 def masked_chamfer(predicted, truth, mask):
     """Squared Chamfer distance, both ways, between the masked points of each cloud, (B, N, 3) x2, (B, N) bool -> (B,)."""
     K = max(int(mask.sum(1).max()), 1)
-    index = mask.int().argsort(1, descending=True, stable=True)[:, :K]  # masked points first: (B, K, K), never (B, N, N)
+    index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first: (B, K, K), never (B, N, N)
     valid = mask.gather(1, index)
     p, q = data.gather_points(predicted, index), data.gather_points(truth, index)  # (B, K, 3)
     with torch.no_grad():  # only who is nearest; the distance itself is taken again, exactly

@@ -156,9 +156,9 @@ def main():
     data.split_task(args.task)
     if args.out is None:
         raise UserError("--out: say which folder the run goes to, e.g. --out runs/mine")
-    run = Run(args.out, 1, args)
-    if not run.finished:
-        train(args, run, *load(args, run))
+    with Run(args.out, 1, args) as run:
+        if not run.finished:
+            train(args, run, *load(args, run))
 
 
 if __name__ == "__main__":

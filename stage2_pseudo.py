@@ -69,7 +69,7 @@ def adjacency(f):
         cols.append(j[keep])
     index = torch.stack([torch.cat(rows), torch.cat(cols)])  # (2, edges)
     d = torch.bincount(index[0], minlength=len(z)).float().rsqrt()
-    return torch.sparse_coo_tensor(index, d[index[0]] * d[index[1]], (len(z), len(z))).coalesce()
+    return torch.sparse_coo_tensor(index, d[index[0]] * d[index[1]], (len(z), len(z)), check_invariants=False).coalesce()
 
 
 class GCN(nn.Module):
@@ -216,7 +216,7 @@ def read_flags():
     if args.steps:
         first["eval_every"] = None
     for name, value in vars(args).items():
-        if value is None and name in first and name != "device":
+        if value is None and name in first and name not in ("device", "out"):
             setattr(args, name, first[name])
     args.out = Path(args.out or args.init.parent)
     args.oracle = False
@@ -227,9 +227,9 @@ def read_flags():
 def main():
     args, start = read_flags()
     args.init_hash = file_hash(args.init)  # another stage 1 is another run
-    run = Run(args.out, 2, args)
-    if not run.finished:
-        train(args, run, *load(args, run), start)
+    with Run(args.out, 2, args) as run:
+        if not run.finished:
+            train(args, run, *load(args, run), start)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The plain form of models.py: every edge as a row of a (B, N, k, 2C) tensor, torch's own batch norm, max over dim 2.
+"""The plain form of models.py: all edges in a (B, N, k, 2C) tensor, torch's own batch norm, max over dim 2.
 
-Each class keeps its parent's parameters and replaces only the computation, so a state_dict loads across. Slow and large
-on purpose: it is the oracle of the tests and the yardstick of the benchmark. `build(backbone)` as in models.py.
+Each class keeps its parent's parameters and replaces only the computation, so a state_dict loads across.
+Slow and large on purpose: the oracle of the tests and the yardstick of the benchmark. `build` is as in
+models.py; `plain` turns a module of models.py into this form.
 """
 
 import torch
@@ -98,7 +99,7 @@ class PointNet(models.PointNet):
         for i, conv in enumerate(self.layers):
             x = conv(self.tnet64(x) if i == 2 else x)
             features.append(x)
-        return torch.cat(features, 2), x.max(1).values
+        return torch.cat(features, 2), self.top(x)
 
 
 class PerPointHead(models.PerPointHead):
@@ -108,8 +109,9 @@ class PerPointHead(models.PerPointHead):
         return self.rest(h)
 
 
-PLAIN = {getattr(models, name): value for name, value in list(globals().items())
-         if isinstance(value, type) and issubclass(value, nn.Module) and value is not getattr(models, name, value)}
+PLAIN = {getattr(models, part.__name__): part
+         for part in (EdgeConv, EdgeConv2, LinearEdgeConv, PointLayer, PointMaxLayer, LinearTop,
+                      TNet, GraphTNet, DGCNN, LinearDGCNN, PointNet, PerPointHead)}
 
 
 def plain(module):

@@ -1,0 +1,94 @@
+# SM-DSB from a bare machine to a table. `make help` lists what there is. A stopped run goes on with the same command.
+
+DATA     ?= data
+BACKBONE ?= dgcnn
+SSL      ?= selfdist
+SELECT   ?= low
+BETA     ?= 0.7
+SEED     ?= 0
+STEPS    ?=
+ARGS     ?=
+ARGS2    ?=
+STAGES   ?= 2
+
+PY       ?= .venv/bin/python
+VENV     := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
+TASKS    ?= M_S M_SC S_M S_SC SC_M SC_S
+SEEDS    ?= 0 1 2
+
+# every setting has a folder of its own: steps and further flags are part of its name when they are given
+squeeze   = $(subst $() $(),,$(subst --,-,$(1)))
+DATATAG   = $(if $(filter-out data,$(DATA)),-$(subst /,_,$(subst ../,,$(DATA))))
+RUN       = runs/$(TASK)-$(BACKBONE)-$(SSL)-$(SELECT)-b$(BETA)-s$(SEED)$(DATATAG)$(if $(STEPS),-t$(STEPS))$(call squeeze,$(ARGS)$(ARGS2))
+
+.PHONY: help all run demo table study bench test data clean $(TASKS)
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       built-in shapes on a CPU, minutes: both stages, select all against low, a table and a figure"
+	@echo "make M_S        both stages on PointDA-10; also M_SC S_M S_SC SC_M SC_S; make all runs the six"
+	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet SSL=selfdist|defrec|none SELECT=low|high|random|all|freeze"
+	@echo "                 BETA=0.7 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
+	@echo "make data       fetch PointDA-10 into data/"
+	@echo "make table      every finished run under runs/ -> results/table.md, .csv and .png"
+	@echo "make study      select all, low, random and no adaptation over SEEDS and TASKS -> results/study.md (see README)"
+	@echo "make bench      speed and memory on this machine, as ratios -> results/bench.md"
+	@echo "make test       the test suite;   make clean   remove caches and the runs on built-in shapes"
+	@echo "PY=python uses your own environment in place of .venv"
+
+# ---------------------------------------------------------------- environment
+.venv/.ready: requirements.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# ---------------------------------------------------------------- one run: stage 1, stage 2, its row
+$(TASKS): %: | havedata
+	@$(MAKE) --no-print-directory run TASK=$@
+
+all: $(TASKS)
+
+.PHONY: havedata
+havedata:
+	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointDA_data" ] || { echo "no PointDA_data/ in DATA=$(DATA): fetch it with 'make data', or try the built-in shapes with DATA=shapes" >&2; exit 2; }
+
+run: $(RUN)/stage$(STAGES).pt | $(VENV)
+	@$(PY) eval.py --run $(RUN)
+
+$(RUN)/stage1.pt: | $(VENV)
+	$(PY) stage1_ssl.py --task $(TASK) --data $(DATA) --backbone $(BACKBONE) --ssl $(SSL) --select $(SELECT) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS) --out $(@D)
+
+$(RUN)/stage2.pt: $(RUN)/stage1.pt | $(VENV)
+	$(PY) stage2_pseudo.py --init $< --out $(@D) $(ARGS2)
+
+# run-TASK-SSL-SELECT-SEED: one cell of a table, so that `make -j` runs cells side by side
+part = $(word $(1),$(subst -, ,$*))
+run-%:
+	@$(MAKE) --no-print-directory run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4)
+
+# ---------------------------------------------------------------- tables and figures
+DEMO = DATA=shapes BACKBONE=pointnet STEPS=160 ARGS="--points 512 --batch-size 32 --eval-every 40" ARGS2="--gcn-iters 20"
+demo: | $(VENV)
+	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=all $(DEMO)
+	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=low $(DEMO)
+	@$(PY) eval.py --table results/demo $$(ls -d runs/M_SC-pointnet-selfdist-*-b0.7-s0-shapes-t160-*)
+
+table: | $(VENV)
+	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }
+	@$(PY) eval.py --table results/table $$(dirname runs/*/result.json)
+
+CELLS = $(foreach t,$(TASKS),$(foreach s,$(SEEDS),run-$(t)-none-all-$(s) $(foreach k,all low random,run-$(t)-selfdist-$(k)-$(s))))
+study: $(CELLS)
+
+bench: | $(VENV)
+	@$(PY) bench.py
+
+test: | $(VENV)
+	$(PY) -m pytest -q tests
+
+data: | $(VENV)
+	@$(if $(VENV),$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt)
+	@$(PY) download.py $(DATA)
+
+clean:
+	rm -rf .cache .pytest_cache __pycache__ tests/__pycache__ runs/*-shapes-*

@@ -1,0 +1,159 @@
+"""Speed and memory on this machine, as ratios within one run: `make bench` -> results/bench.md.
+
+    python bench.py [--device cpu|cuda] [--repeats 5]
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import data
+import models
+import ssl_tasks
+import stage1_ssl
+import stage2_pseudo
+from common import Parser, cli, generator, number, provenance, write_atomically
+
+ROOT = Path(__file__).resolve().parent
+
+
+def clouds(B, N, device):
+    """Random clouds on the unit sphere: the cost of a step does not depend on what they show."""
+    x = torch.randn(B, N, 3, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(x, dim=-1).to(device)
+
+
+def wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(call, device):
+    wait(device)
+    began = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def side_by_side(calls, repeats, device):
+    """Median seconds of each call, taken in turns so that a busy machine slows all of them."""
+    for call in calls.values():
+        call()
+    times = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+# ---------------------------------------------------------------- DGCNN without edge tensors (method.md, section 3.1)
+def encoder_cost(form, device, repeats):
+    """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20: [seconds, peak MB]; own process."""
+    sys.path.append(str(ROOT / "tests"))
+    import edge_oracle
+
+    torch.manual_seed(0)
+    encoder = (models if form == "ours" else edge_oracle).build("dgcnn").encoder.to(device)
+    x = clouds(16, 1024, device)
+    peak = lambda: torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
+    times = [seconds(lambda: encoder(x)[1].sum().backward(), device) for _ in range(repeats + 1)]
+    return statistics.median(times[1:]), peak() - before
+
+
+def encoder_table(device, repeats):
+    cost = {}
+    for form in ("plain", "ours"):  # a process each, because a peak cannot be reset
+        argv = [sys.executable, __file__, "--device", device, "--repeats", str(repeats), "--encoder", form]
+        cost[form] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    (t0, m0), (t1, m1) = cost["plain"], cost["ours"]
+    return ["| DGCNN encoder, forward + backward, B = 16, N = 1024, k = 20 | seconds | peak memory, MB |", "|---|---|---|",
+            f"| edge tensors (tests/edge_oracle.py) | {t0:.2f} | {m0:.0f} |", f"| models.py | {t1:.2f} | {m1:.0f} |",
+            f"| ratio | **{t0 / t1:.1f} times faster** | **{m1 / m0:.2f} of the memory** |"]
+
+
+# ---------------------------------------------------------------- one step of each stage
+def flags(ssl, measure, B, device):
+    return SimpleNamespace(task="M_SC", ssl=ssl, pcm=False, select="low" if measure else "all", measure=measure, beta=0.7,
+                           alpha=1.0, points=1024, seed=0, steps=100, batch_size=B, device=device, perturb=[0.1, 0.05])
+
+
+def step_of(stage, backbone, ssl, measure, B, device):
+    """A function that takes one whole optimiser step of a stage on random clouds, half of B from each domain."""
+    torch.manual_seed(0)
+    args = flags(ssl, measure, B, device)
+    model = models.build(backbone).to(device)
+    task = ssl_tasks.build(ssl, model, 1024, "M", "SC").to(device)
+    optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=1e-3, fused=True)
+    x, y = clouds(B, 1024, device), torch.arange(B, device=device) % 10
+    src, tgt = data.Domain("M", x, x, y, y), data.Domain("SC", x, x)
+    pseudo = stage2_pseudo.PseudoLabels(torch.eye(10, device=device)[y])
+
+    def step(t=50):
+        optimizer.zero_grad()
+        if stage == 1:
+            stage1_ssl.backward(t, args, model, task, x[: B // 2], y[: B // 2], x[B // 2 :])
+        else:
+            g = generator(device, 0, "bench")
+            s, w, is_pseudo = stage2_pseudo.labelled_batch(t, args, task, src, tgt, pseudo, g)
+            stage2_pseudo.backward(t, args, model, task, s, w, is_pseudo, x[B // 2 :], tgt, g)
+        optimizer.step()
+        task.after_step(model, t)
+
+    return step
+
+
+def measure_table(device, repeats):
+    """A multi-task step with and without the measurer."""
+    lines = ["| one step, N = 1024 | select all | with `--measure train` | more | `--measure eval` | more |", "|---|---|---|---|---|---|"]
+    for backbone, B in (("pointnet", 32), ("dgcnn", 16)):
+        for ssl in ("selfdist", "defrec"):
+            t = side_by_side({m: step_of(1, backbone, ssl, m, B, device) for m in (None, "train", "eval")}, repeats, device)
+            more = {m: f"{100 * (t[m] / t[None] - 1):+.1f} %" for m in ("train", "eval")}
+            lines.append(f"| {backbone}, {ssl}, B = {B} in all | {t[None]:.2f} s | {t['train']:.2f} s | **{more['train']}** | {t['eval']:.2f} s | {more['eval']} |")
+    return lines
+
+
+def stage_table(device, repeats):
+    """Steps a second at the paper's batch sizes, and what a run of the paper would take."""
+    lines = ["| SM-DSB at the paper's batch size, N = 1024 | steps a second | the paper's steps, both stages |", "|---|---|---|"]
+    for backbone, B, T in (("pointnet", 128, 10_000), ("dgcnn", 64, 40_000)):
+        t = side_by_side({n: step_of(n, backbone, "selfdist", "train", B, device) for n in (1, 2)}, max(2, repeats // 2), device)
+        rates = ", ".join(f"stage {n} {1 / s:.2f}" for n, s in t.items())
+        lines.append(f"| {backbone}, B = {B} | {rates} | {T:,} + {T:,}: {T * (t[1] + t[2]) / 3600:.1f} h without the GCN |")
+    return lines
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=number(int, 1), default=5)
+    parser.add_argument("--encoder", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.encoder:
+        print(json.dumps(encoder_cost(args.encoder, args.device, args.repeats)))
+        return
+    record = provenance(args.device)
+    note = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}; median of {args.repeats}, taken in turns."
+    lines = []
+    for part in (encoder_table, measure_table, stage_table):
+        rows = [*part(args.device, args.repeats), ""]
+        print("\n".join(rows), flush=True)
+        lines += rows
+    path = ROOT / "results" / ("bench.md" if args.device == "cpu" else "bench-gpu.md")
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, "\n".join(["# Speed and memory: `make bench`", "", note, "", *lines]).encode())
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,144 @@
+"""Each self-supervised task against a loop, a count or a formula."""
+
+import math
+
+import pytest
+import torch
+
+import models
+import ssl_tasks
+from ssl_tasks import View
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def clouds(B=4, N=64, seed=0):
+    x = torch.rand(B, N, 3, generator=gen(seed)) * 2 - 1
+    return x / x.norm(dim=-1).amax(-1)[:, None, None]
+
+
+def test_masked_chamfer_is_the_brute_force_loop():
+    """Squared distances, mean over the masked points, both ways; value and gradient, masks of unequal size."""
+    p, q = clouds(5, 30, 1).double().requires_grad_(), clouds(5, 30, 2).double()
+    mask = torch.rand(5, 30, generator=gen(3)) < torch.linspace(0.1, 1, 5)[:, None]
+    mask[:, 0] = True
+    expected = []
+    for b in range(5):
+        d = [[(p[b, i] - q[b, j]).square().sum() for j in range(30) if mask[b, j]] for i in range(30) if mask[b, i]]
+        d = torch.stack([torch.stack(row) for row in d])
+        expected.append(d.min(0).values.mean() + d.min(1).values.mean())
+    expected, got = torch.stack(expected), ssl_tasks.masked_chamfer(p, q, mask)
+    assert torch.allclose(got, expected, atol=1e-12)
+    grads = [torch.autograd.grad(loss.sum(), p, retain_graph=True)[0] for loss in (got, expected)]
+    assert torch.allclose(*grads, atol=1e-12)
+
+
+def test_masked_chamfer_of_nothing_is_zero():
+    """An empty mask costs nothing, not 0/0."""
+    assert ssl_tasks.masked_chamfer(clouds(), clouds(), torch.zeros(4, 64, dtype=torch.bool)).tolist() == [0] * 4
+
+
+def test_voxels_cover_the_cube_faces_included():
+    """Centres have the 27 numbers in order; points on a face or outside go to the nearest voxel."""
+    centres = torch.cartesian_prod(*3 * [torch.tensor([-2 / 3, 0, 2 / 3])])
+    assert ssl_tasks.voxel(centres[None])[0].tolist() == list(range(27))
+    assert ssl_tasks.voxel(torch.tensor([[[1.0, 1, 1], [9, 9, 9], [-1, -1, -1], [-9, 0, 9]]]))[0].tolist() == [26, 26, 0, 5]
+
+
+def test_choose_voxel_is_uniform_over_the_full_enough():
+    """Only voxels with enough points are drawn, all of them; without any, the fullest."""
+    index = torch.tensor([[0] * 50 + [5] * 45 + [7] * 5]).expand(400, -1)
+    drawn = ssl_tasks.choose_voxel(index, 40, gen())
+    assert set(drawn.tolist()) == {0, 5} and 120 < (drawn == 0).sum() < 280
+    assert ssl_tasks.choose_voxel(torch.tensor([[3, 9, 9, 4]]), 40, gen()).tolist() == [9]
+
+
+def test_deform_replaces_one_voxel_by_a_blob_at_its_centre():
+    """Outside the hole nothing moves; inside the points are N(centre, .001 I)."""
+    x = clouds(64, 512)
+    y, hole = ssl_tasks.deform(x, gen(1))
+    assert torch.equal(x[~hole], y[~hole]) and (hole.sum(1) > 0).all()
+    for b in range(4):
+        assert len(ssl_tasks.voxel(x)[b][hole[b]].unique()) == 1
+    centre = ((x * 1.5 + 1.5).floor().clamp(0, 2) - 1) * (2 / 3)
+    blob = (y - centre)[hole]
+    assert blob.mean(0).abs().max() < 0.003 and torch.allclose(blob.var(0), torch.full((3,), 0.001), rtol=0.1)
+
+
+def test_farthest_points_is_the_greedy_loop():
+    """Each pick is the point farthest from those picked; every prefix is an FPS of its own."""
+    x = clouds(3, 40)
+    index = ssl_tasks.farthest_points(x, 12)
+    for b in range(3):
+        chosen = [0]
+        while len(chosen) < 12:
+            chosen.append(int(torch.cdist(x[b], x[b, chosen]).amin(1).argmax()))
+        assert index[b].tolist() == chosen
+    assert torch.equal(ssl_tasks.farthest_points(x, 5), index[:, :5])
+
+
+def test_pcm_mixes_by_the_share_it_returns():
+    """round(mu N) points of the cloud itself, the rest of its partner, whose labels come along."""
+    x, y = clouds(6, 50), torch.arange(6)
+    mixed, y_b, mu = ssl_tasks.pcm(x, y, gen(5))
+    n = round(mu * 50)
+    assert mixed.shape == x.shape and 0 < n < 50 and sorted(y_b.tolist()) == y.tolist()
+    for b in range(6):
+        mine, theirs = ({tuple(p) for p in cloud.tolist()} for cloud in (x[b], x[y_b[b]]))
+        assert {tuple(p) for p in mixed[b, :n].tolist()} <= mine and {tuple(p) for p in mixed[b, n:].tolist()} <= theirs
+
+
+@pytest.mark.parametrize("pooled, expected", [(True, (1 + 3 + 10 + 20) / 5), (False, (1 + 3) / 3 + (10 + 20) / 2)])
+def test_masked_losses_keep_the_base_denominators(pooled, expected):
+    """A masked sample leaves the sum, not the denominator."""
+    s, t = torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20])
+    lam = torch.tensor([True, False, True])
+    assert ssl_tasks.combine(s, lam, t, torch.tensor([True, True]), pooled).item() == pytest.approx(expected)
+
+
+def test_self_distillation_is_cross_entropy_to_the_teacher():
+    """-sum softmax(teacher / .1) log softmax(student / .5), per sample; no gradient reaches the teacher."""
+    torch.manual_seed(0)
+    model = models.build("pointnet")
+    task = ssl_tasks.build("selfdist", model, 32, "M", "SC")
+    view = View(clouds(4, 32), weak=clouds(4, 32, 1))
+    student, teacher = model.encoder(view.x)[1], task.teacher.model.encoder(view.weak)[1]
+    expected = -((teacher / 0.1).softmax(1) * torch.log((student / 0.5).softmax(1))).sum(1)
+    loss = task(model, view, (None, student), gen())
+    assert loss.shape == (4,) and torch.allclose(loss, expected, rtol=1e-4)
+    loss.sum().backward()
+    assert all(p.grad is None for p in task.teacher.model.parameters()) and not list(task.parameters())
+
+
+def test_weights_follow_the_bases():
+    """Self-distillation ramps up as exp(-5 (1 - t/T)^2); DefRec halves both losses."""
+    model = models.build("pointnet")
+    task = ssl_tasks.build("selfdist", model, 32, "M", "S")
+    assert [task.weight(p) for p in (0, 0.5, 1)] == [math.exp(-5), math.exp(-1.25), 1] and task.cls_weight == 1
+    task = ssl_tasks.build("defrec", model, 32, "M", "S")
+    assert (task.weight(0.3), task.cls_weight) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("backbone", ["pointnet", "dgcnn"])
+@pytest.mark.parametrize("name", ["selfdist", "defrec"])
+def test_losses_are_per_sample_finite_and_trainable(backbone, name):
+    """(B,) on both domains, with finite gradients in the encoder and in the task's own head."""
+    torch.manual_seed(0)
+    model = models.build(backbone)
+    task = ssl_tasks.build(name, model, 48, "M", "SC")
+    for key, source in (("M", True), ("SC", False)):
+        view = task.views(clouds(4, 64), None, key, source, gen(1))
+        loss = task(model, view, None, gen(2))
+        assert view.x.shape == (4, 48, 3) and loss.shape == (4,) and loss.isfinite().all() and (loss > 0).all()
+        loss.mean().backward()
+    grads = [p.grad for p in [*model.encoder.parameters(), *task.parameters()]]
+    assert all(g is not None and g.isfinite().all() for g in grads) and any(g.abs().sum() > 0 for g in grads)
+
+
+def test_no_task_costs_nothing():
+    """`none` is zero for every sample."""
+    task = ssl_tasks.build("none", models.build("pointnet"), 32, "M", "SC")
+    view = task.views(clouds(4, 64), torch.arange(4), "M", True, gen())
+    assert task(None, view, None, gen()).tolist() == [0] * 4 and torch.equal(view.y, torch.arange(4))

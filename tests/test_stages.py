@@ -1,0 +1,381 @@
+"""Both stages on a tiny data set: determinism, resuming, no target label, equivalences, and errors of the user's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import common
+import data
+import stage1_ssl
+import stage2_pseudo
+from fixtures import make_pointda
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--backbone", "pointnet", "--points", "32", "--batch-size", "8", "--steps", "12", "--eval-every", "5", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(common, "SAVES", 1)  # checkpoints cost more than steps here
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    make_pointda(folder, per_class=2, n_points=64)
+    return folder
+
+
+def command(main, *argv):
+    """Run a stage's main in this process."""
+    old, sys.argv = sys.argv, ["stage", *map(str, argv)]
+    try:
+        main()
+    finally:
+        sys.argv = old
+
+
+def stage1(root, out, *more, task="M_SC"):
+    command(stage1_ssl.main, "--task", task, "--data", root, "--out", out, *TINY, *more)
+    return out
+
+
+def stage2(out, *more):
+    command(stage2_pseudo.main, "--init", out / "stage1.pt", "--gcn-iters", 3, *more)
+    return out
+
+
+def tensors(path):
+    """Every tensor of a checkpoint by name."""
+    flat = {}
+
+    def walk(name, value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{name}/{key}", inner)
+        elif isinstance(value, torch.Tensor):
+            flat[name] = value
+
+    walk("", torch.load(path, weights_only=True))
+    return flat
+
+
+def same(a, b, names=("stage1.pt", "stage2.pt")):
+    """Whether all tensors of both folders are equal to the bit, and so are their predictions."""
+    for name in names:
+        x, y = tensors(a / name), tensors(b / name)
+        assert x.keys() == y.keys() and len(x) > 50
+        if not all(torch.equal(x[k], y[k]) for k in x):
+            return False
+    for n in range(1, len(names) + 1):
+        x, y = np.load(a / f"preds{n}.npz"), np.load(b / f"preds{n}.npz")
+        if not all(np.array_equal(x[k], y[k]) for k in ("step", "source", "target")):
+            return False
+    return True
+
+
+def rows(out, stage):
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [row for row in lines if row["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    """Both stages once; the other tests compare with it."""
+    folder = tmp_path_factory.mktemp("run") / "a"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "CACHE", folder.parent / "cache")
+        patch.setattr(common, "SAVES", 1)
+        return stage2(stage1(root, folder))
+
+
+# ---------------------------------------------------------------- the same bits
+def test_same_seed_same_bits_other_seed_other_bits(root, run, tmp_path):
+    """Weights and predictions of both stages are a function of the seed."""
+    assert same(run, stage2(stage1(root, tmp_path / "b")))
+    assert not same(run, stage2(stage1(root, tmp_path / "c", "--seed", 1)))
+
+
+@pytest.mark.parametrize("crash_at", [3, 10])
+def test_a_killed_run_resumes_to_the_same_bits(root, run, tmp_path, monkeypatch, crash_at):
+    """Dying between two checkpoints, in either stage, changes neither weights nor predictions nor the log."""
+    out, check = tmp_path / "b", common.Run.check
+
+    def die(self, step, row):
+        check(self, step, row)
+        if step == crash_at:
+            raise MemoryError
+
+    for stage in (lambda: stage1(root, out), lambda: stage2(out)):
+        monkeypatch.setattr(common.Run, "check", die)
+        monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
+        with pytest.raises(MemoryError):
+            stage()
+        (out / "log.jsonl").write_text((out / "log.jsonl").read_text() + '{"stage": 1, "step": 1')  # half a line
+        monkeypatch.setattr(common.Run, "check", check)
+        stage()
+    assert same(run, out)
+    assert rows(out, 1) == rows(run, 1) and rows(out, 2) == rows(run, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkeypatch, number):
+    """SIGINT and SIGTERM end the step, write last.pt and exit; the run then ends on the same bits."""
+    check = common.Run.check
+    monkeypatch.setattr(common.Run, "check", lambda self, step, row: os.kill(os.getpid(), number) if step == 6 else check(self, step, row))
+    with pytest.raises(SystemExit) as stop:
+        stage1(root, tmp_path / "b")
+    assert stop.value.code == 128 + number
+    assert torch.load(tmp_path / "b" / "last1.pt", weights_only=True)["step"] == 7
+    monkeypatch.setattr(common.Run, "check", check)
+    assert same(run, stage1(root, tmp_path / "b"), ["stage1.pt"])
+
+
+# ---------------------------------------------------------------- no target label
+def permuted(folder, key):
+    """A copy of `load_domain` that shuffles all labels of one domain after loading."""
+    load, order = data.load_domain, torch.Generator().manual_seed(9)
+
+    def shuffled(root, k, labels=True):
+        domain = load(root, k, labels=labels)
+        for split in ("train_labels", "test_labels"):
+            y = getattr(domain, split)
+            if k == key and y is not None:
+                setattr(domain, split, y[torch.randperm(len(y), generator=order)])
+        return domain
+
+    return shuffled
+
+
+@pytest.mark.parametrize("key, expected", [("SC", True), ("M", False)])
+def test_target_labels_change_nothing_and_source_labels_do(root, run, tmp_path, monkeypatch, key, expected):
+    """All labels of the target permuted: every tensor of both stages is bit-identical. Of the source: it is not."""
+    monkeypatch.setattr(data, "load_domain", permuted(root, key))
+    assert same(run, stage2(stage1(root, tmp_path / "b"))) == expected
+
+
+def test_labels_permuted_inside_the_h5_change_nothing(run, tmp_path):
+    """The same with the labels of the file itself, train and test."""
+    make_pointda(tmp_path / "set", per_class=2, n_points=64)
+    for path in (tmp_path / "set/PointDA_data/scannet").glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            y = file["label"][...]
+            file["label"][...] = np.random.default_rng(0).permutation(y.reshape(-1)).reshape(y.shape)
+            assert (file["label"][...] != y).any()
+    assert same(run, stage2(stage1(tmp_path / "set", tmp_path / "b")))
+
+
+def test_the_stages_ask_for_no_target_label(root, tmp_path, monkeypatch):
+    """load_domain is called with labels for the source alone; with --oracle, and only then, for the target."""
+    asked, load = [], data.load_domain
+    monkeypatch.setattr(data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels=labels))
+    stage2(stage1(root, tmp_path / "b"))
+    assert set(asked) == {("M", True), ("SC", False)}
+    asked.clear()
+    stage1(root, tmp_path / "o", "--oracle", "--ssl", "none")
+    assert set(asked) == {("SC", True), ("SC", False)}
+
+
+# ---------------------------------------------------------------- equivalences
+@pytest.mark.parametrize("ssl", [["selfdist"], ["defrec"], ["defrec", "--pcm"], ["none"]])
+def test_measuring_changes_no_bit(root, tmp_path, ssl):
+    """`--select all` with either measure equals `--select all` without; beta = 1 equals the base."""
+    base = stage1(root, tmp_path / "base", "--ssl", *ssl, "--select", "all")
+    for i, more in enumerate((["all", "--measure", "train"], ["all", "--measure", "eval"], ["low", "--beta", "1"])):
+        assert same(base, stage1(root, tmp_path / str(i), "--ssl", *ssl, "--select", *more), ["stage1.pt"])
+    assert "skew" not in rows(base, 1)[0] and "skew" in rows(tmp_path / "0", 1)[0]
+
+
+def test_selection_changes_the_weights_and_keeps_what_was_asked(root, run, tmp_path):
+    """low, high, random and freeze differ from each other; the log has the kept count, floor(4 * .7 + .5) = 3."""
+    outs = [run] + [stage1(root, tmp_path / s, "--select", s) for s in ("high", "random", "freeze", "all")]
+    assert not any(same(a, b, ["stage1.pt"]) for i, a in enumerate(outs) for b in outs[:i])
+    kept = [{row["kept"] for row in rows(out, 1)} for out in outs]
+    assert kept == [{3}, {3}, {3}, {2}, {4}]
+
+
+def test_stage2_inherits_and_overrides(root, run, tmp_path):
+    """What is not given comes from the checkpoint; ssl, seed and steps may differ; --scratch starts afresh."""
+    stage2(run, "--out", tmp_path / "b", "--ssl", "defrec", "--seed", 5, "--steps", 4, "--scratch", "--points", 24)
+    args = json.loads((tmp_path / "b" / "config.json").read_text())["stage2"]["args"]
+    assert (args["task"], args["backbone"], args["select"], args["beta"]) == ("M_SC", "pointnet", "low", 0.7)
+    assert (args["ssl"], args["seed"], args["steps"], args["points"], args["eval_every"]) == ("defrec", 5, 4, 24, 100)
+
+
+# ---------------------------------------------------------------- pseudo-labels and the GCN
+def test_adjacency_is_the_dense_formula():
+    """At most ten most correlated neighbours above .95, self included, D^-1/2 A D^-1/2."""
+    g = torch.Generator().manual_seed(0)
+    f = torch.randn(5, 64, generator=g).repeat_interleave(8, 0) + 0.1 * torch.randn(40, 64, generator=g)
+    r = np.corrcoef(f.numpy())
+    A = np.zeros((40, 40))
+    for i in range(40):
+        top = np.argsort(-r[i])[:10]
+        A[i, top[r[i, top] > 0.95]] = 1
+    d = A.sum(1) ** -0.5
+    assert A.sum() > 60 and np.allclose(stage2_pseudo.adjacency(f).to_dense(), d[:, None] * A * d, atol=1e-6)
+
+
+def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
+    """After step t each class has floor(n_c t / T) confident samples, and who was confident stays so."""
+    from types import SimpleNamespace
+
+    args = SimpleNamespace(seed=0, gcn_iters=2, steps=20)
+    model = common.model_of(common.load_checkpoint(run / "stage1.pt"))
+    clouds = data.load_domain(root, "SC", labels=False).train[:, :32]
+    pseudo = stage2_pseudo.PseudoLabels(torch.eye(10)[torch.arange(len(clouds)) % 10])
+    assert not pseudo.confident.any() and pseudo.weight(torch.arange(3)).tolist() == pytest.approx([0.2] * 3)
+    before = pseudo.confident.clone()
+    for done in (5, 10, 20):
+        stage2_pseudo.refine(args, model, clouds, pseudo, done)
+        assert pseudo.confident[before].all() and pseudo.confident.sum() >= before.sum()
+        before = pseudo.confident.clone()
+    assert before.all()  # floor(n_c T / T) is everybody
+
+
+def test_the_union_stream_labels_who_is_who(root, run):
+    """Source samples come first with weight 1 and their labels, pseudo-labelled ones with .2; one pass sees all once."""
+    from types import SimpleNamespace
+
+    import models
+    import ssl_tasks
+
+    src, tgt = data.load_domain(root, "M"), data.load_domain(root, "SC", labels=False)
+    task = ssl_tasks.build("defrec", models.build("pointnet"), 32, "M", "SC")
+    pseudo = stage2_pseudo.PseudoLabels(torch.eye(10)[torch.full((len(tgt.train),), 7)])
+    args = SimpleNamespace(batch_size=8, seed=0, device="cpu")
+    n_pseudo = 0
+    for t in range((len(src.train) + len(tgt.train)) // 4):
+        s, w, is_pseudo = stage2_pseudo.labelled_batch(t, args, task, src, tgt, pseudo, torch.Generator().manual_seed(0))
+        assert s.x.shape == (4, 32, 3) and (s.y[is_pseudo] == 7).all()
+        assert torch.allclose(w, torch.where(is_pseudo, 0.2, 1.0)) and is_pseudo.sort().values.equal(is_pseudo)
+        n_pseudo += int(is_pseudo.sum())
+    assert n_pseudo == len(tgt.train)
+
+
+# ---------------------------------------------------------------- errors of the user's
+def error_of(call):
+    with pytest.raises(common.UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("flag, value", [("--beta", "1.5"), ("--beta", "nan"), ("--alpha", "-1"), ("--alpha", "inf"), ("--steps", "0"),
+                                         ("--points", "19"), ("--batch-size", "7"), ("--batch-size", "2"), ("--task", "M_M"),
+                                         ("--select", "best"), ("--seed", "x"), ("--nonsense", "1")])
+def test_a_flag_out_of_range_is_named(root, tmp_path, flag, value):
+    """One line with the flag; nothing is created."""
+    assert flag in error_of(lambda: stage1(root, tmp_path / "b", flag, value))
+    assert not (tmp_path / "b").exists()
+
+
+def test_exit_code_two_one_line_no_traceback(tmp_path):
+    """As a user sees it: no data folder, its remedy, exit code 2."""
+    done = subprocess.run([sys.executable, "stage1_ssl.py", "--task", "M_S", "--data", tmp_path / "none", "--out", tmp_path / "b"],
+                          cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make data" in done.stderr and "none" in done.stderr
+
+
+def test_other_arguments_in_a_used_folder(root, run):
+    """The difference is named; the folder is left as it was."""
+    before = (run / "config.json").read_bytes()
+    assert "beta = 0.7, not 0.5" in error_of(lambda: stage1(root, run, "--beta", "0.5"))
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_says_so(root, run, capsys):
+    """One line, nothing trained."""
+    stage2(stage1(root, run))
+    out = capsys.readouterr().out
+    assert out.count("nothing to do") == 2 and len(out.splitlines()) == 2
+
+
+def test_two_processes_in_one_folder(root, tmp_path):
+    """flock keeps the second one out."""
+    import fcntl
+
+    (tmp_path / "b").mkdir()
+    with open(tmp_path / "b" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another process" in error_of(lambda: stage1(root, tmp_path / "b"))
+
+
+def test_a_folder_that_cannot_be_written(root, tmp_path):
+    """A path through a file."""
+    (tmp_path / "file").write_text("")
+    assert "--out" in error_of(lambda: stage1(root, tmp_path / "file" / "b"))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
+    """Running out of space while saving is one line, and the older last1.pt is whole."""
+    monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
+    write, out = Path.write_bytes, tmp_path / "b"
+
+    def full(self, content):
+        if "last1" in self.name and (out / "last1.pt").exists():
+            write(self, content[:100])
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "No space left" in error_of(lambda: stage1(root, out))
+    assert common.load_checkpoint(out / "last1.pt")["step"] == 4
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(root, tmp_path, monkeypatch):
+    """The step is named; last1.pt holds finite weights."""
+    monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
+    backward = stage1_ssl.backward
+    monkeypatch.setattr(stage1_ssl, "backward", lambda t, *a: backward(t, *a) | ({"loss": float("nan")} if t == 5 else {}))
+    message = error_of(lambda: stage1(root, tmp_path / "b"))
+    assert "step 5" in message and "last1.pt" in message
+    payload = common.load_checkpoint(tmp_path / "b" / "last1.pt")
+    assert payload["step"] == 4 and all(t.isfinite().all() for t in payload["student"].values())
+
+
+def test_checkpoints_that_do_not_fit(root, run, tmp_path):
+    """Another task, another backbone, garbage, a pickle, nothing there, an oracle run."""
+    assert "--task" in error_of(lambda: stage2(run, "--out", tmp_path / "b", "--task", "M_S"))
+    assert "--backbone" in error_of(lambda: stage2(run, "--out", tmp_path / "b", "--backbone", "dgcnn"))
+    torch.save({"model": Path("x")}, tmp_path / "stage1.pt")
+    assert "not a checkpoint" in error_of(lambda: stage2(tmp_path, "--out", tmp_path / "b"))
+    (tmp_path / "stage1.pt").write_bytes(b"garbage")
+    assert "not a checkpoint" in error_of(lambda: stage2(tmp_path, "--out", tmp_path / "b"))
+    (tmp_path / "stage1.pt").unlink()
+    assert "no such checkpoint" in error_of(lambda: stage2(tmp_path, "--out", tmp_path / "b"))
+    stage1(root, tmp_path / "o", "--oracle", "--ssl", "none")
+    assert "oracle" in error_of(lambda: stage2(tmp_path / "o"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_another_stage1_or_other_data_is_another_run(root, run, tmp_path):
+    """Stage 2 in a folder refuses a new stage 1; a changed data set is noticed when a stopped run goes on."""
+    import shutil
+
+    shutil.copytree(run, tmp_path / "b")
+    shutil.copy(stage1(root, tmp_path / "c", "--seed", 3) / "stage1.pt", tmp_path / "b" / "stage1.pt")
+    assert "init_hash" in error_of(lambda: stage2(tmp_path / "b", "--seed", 0))
+    (tmp_path / "c" / "stage1.pt").unlink()
+    make_pointda(tmp_path / "set", per_class=3, n_points=64)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    config["stage1"]["args"]["data"] = str(tmp_path / "set")
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    assert "fingerprint" in error_of(lambda: stage1(tmp_path / "set", tmp_path / "c", "--seed", 3))
+
+
+def test_slow_cpu_runs_are_announced():
+    """Half an hour and more on a CPU: what it takes and how to shorten it; silent on a GPU or when it is short."""
+    text = common.announce(7200, 40000, "cpu")
+    assert "2.0 h" in text and "BACKBONE=pointnet" in text and text.count("\n") == 1
+    assert common.announce(7200, 40000, "cuda") == common.announce(60, 100, "cpu") == ""
