@@ -19,7 +19,9 @@ SEEDS    ?= 0 1 2
 # every setting has a folder of its own: steps and further flags are part of its name when they are given
 squeeze   = $(subst $() $(),,$(subst --,-,$(1)))
 DATATAG   = $(if $(filter-out data,$(DATA)),-$(subst /,_,$(subst ../,,$(DATA))))
-RUN       = runs/$(TASK)-$(BACKBONE)-$(SSL)-$(SELECT)-b$(BETA)-s$(SEED)$(DATATAG)$(if $(STEPS),-t$(STEPS))$(call squeeze,$(ARGS)$(ARGS2))
+folder    = runs/$(1)-$(BACKBONE)-$(2)-$(3)-b$(BETA)-s$(4)$(DATATAG)$(if $(STEPS),-t$(STEPS))$(call squeeze,$(ARGS)$(ARGS2))
+cell      = $(call folder,$(word 1,$(1)),$(word 2,$(1)),$(word 3,$(1)),$(word 4,$(1)))
+RUN       = $(call folder,$(TASK),$(SSL),$(SELECT),$(SEED))
 
 .PHONY: help all run demo table study bench test data clean $(TASKS)
 .DEFAULT_GOAL := help
@@ -77,8 +79,11 @@ table: | $(VENV)
 	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }
 	@$(PY) eval.py --table results/table $$(dirname runs/*/result.json)
 
-CELLS = $(foreach t,$(TASKS),$(foreach s,$(SEEDS),run-$(t)-none-all-$(s) $(foreach k,all low random,run-$(t)-selfdist-$(k)-$(s))))
-study: $(CELLS)
+METHODS ?= none-all selfdist-all selfdist-low selfdist-random
+CELLS    = $(foreach t,$(TASKS),$(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(t)-$(m)-$(s))))
+OUT     ?= results/study
+study: $(CELLS:%=run-%) | $(VENV)
+	@$(PY) eval.py --table $(OUT) $(foreach c,$(CELLS),$(call cell,$(subst -, ,$(c))))
 
 bench: | $(VENV)
 	@$(PY) bench.py
