@@ -5,7 +5,7 @@ import io
 import numpy as np
 import torch
 
-from common import UserError, write_atomically
+from common import UserError, one_line, write_atomically
 from data import normalise
 
 LEVELS = np.array([[70, 110, 180], [235, 190, 70], [200, 45, 45]], np.uint8)  # low, middle, high saliency (Fig. 5)
@@ -22,10 +22,12 @@ def read_cloud(path):
         points = np.asarray(array[:, :3], dtype=np.float32)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a .npy, .ply, .txt or .xyz cloud") from None
-    except (ValueError, TypeError, IndexError, KeyError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a cloud of numbers, one point a row ({error})") from None
-    if points.shape[1] < 3 or len(points) < 2 or not np.isfinite(points).all() or (points == points[0]).all():
-        raise UserError(f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}")
+    except Exception as error:  # a damaged file fails in a dozen ways
+        raise UserError(f"{path}: not a cloud of numbers, one point a row ({one_line(error)}); give another file") from None
+    sound = points.ndim == 2 and points.shape[1] == 3 and len(points) >= 2 and np.isfinite(points).all()
+    if not sound or (points == points[0]).all():
+        raise UserError(f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}; "
+                        "give another file")
     return normalise(torch.from_numpy(points)[None])[0]
 
 
@@ -37,16 +39,18 @@ def _read_ply(path):
     """x, y, z of the vertices of an ascii or binary .ply whose vertex element comes first."""
     head, end, body = path.read_bytes().partition(b"end_header")
     lines = [line.split() for line in head.decode("ascii").splitlines()]
-    form = next(line[1] for line in lines if line[:1] == ["format"])
+    form = next((line[1] for line in lines if line[:1] == ["format"]), None)
     elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
-    if not end or lines[elements[0]][1] != "vertex":
-        raise ValueError("its first element is not vertex")
+    if not end or form is None or not elements or lines[elements[0]][1] != "vertex":
+        raise ValueError("its header is not that of a .ply with the vertices first")
     n, stop = int(lines[elements[0]][2]), elements[1] if len(elements) > 1 else len(lines)
     order = "<" if "little" in form else ">"
     fields = [(line[-1], order + PLY_TYPES[line[1]]) for line in lines[elements[0] + 1 : stop] if line[0] == "property"]
     body = body[body.index(b"\n") + 1 :]
     if form == "ascii":
         rows = [line.split()[: len(fields)] for line in body.decode("ascii").splitlines()[:n]]
+        if len(rows) < n:
+            raise ValueError(f"{len(rows)} of {n} vertices")
         vertex = {name: column for (name, _), column in zip(fields, np.array(rows, dtype=np.float64).T)}
     else:
         vertex = np.frombuffer(body, dtype=fields, count=n)

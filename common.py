@@ -34,6 +34,11 @@ class UserError(Exception):
     """An error of the user's: one line that says what is wrong and what to do; exit code 2."""
 
 
+def one_line(error):
+    """An exception's text as one line: libraries write over several."""
+    return " ".join(str(error).split())
+
+
 def cli(main):
     """Run a command; an error of the user's becomes one line on stderr and exit code 2."""
     try:
@@ -170,7 +175,10 @@ def model_of(checkpoint, which="student"):
     args = checkpoint["config"]["args"]
     seg = args["task"].startswith("seg")
     model = build("dgcnn-seg" if seg else args["backbone"], 8 if seg else 10)
-    model.load_state_dict(checkpoint[which])
+    try:
+        model.load_state_dict(checkpoint[which])
+    except (KeyError, RuntimeError):
+        raise UserError(f"the checkpoint holds no {which} that fits this version's {args['backbone']}; train it again") from None
     return model
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import UserError, seed_of, write_atomically
+from common import UserError, one_line, seed_of, write_atomically
 
 CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor", "plant", "sofa", "table")
 PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
@@ -30,6 +30,7 @@ SEG_DOMAINS = {"F": "faust", "M": "mit", "A": "adobe", "S": "scape"}
 TASKS = tuple(f"{a}_{b}" for a in DOMAINS for b in DOMAINS if a != b)
 CACHE = Path(__file__).resolve().parent / ".cache"
 MOST_POINTS = 2048  # a domain keeps at most this many points of a cloud
+GET_SEG = "get PointSegDA (linked from the README of DefRec_and_PCM)"
 
 OFFICIAL = {  # clouds of each class 0..9, train and test
     "M": ((106, 515, 572, 200, 889, 124, 465, 240, 680, 392), (50, 100, 100, 86, 100, 20, 100, 100, 100, 100)),
@@ -110,14 +111,14 @@ def _load_split(root, key, split, labels):
         points, y = shapes.make(key, split)
         return (points if key.startswith("seg_") else normalise(torch.from_numpy(points)).numpy()), y
     if key.startswith("seg_"):
-        return _read_segmentation(_folder(Path(root) / "PointSegDA" / SEG_DOMAINS[key[4:]] / split), labels)
+        return _read_segmentation(_folder(Path(root) / "PointSegDA" / SEG_DOMAINS[key[4:]] / split, GET_SEG), labels)
     folder = _folder(Path(root) / "PointDA_data" / DOMAINS[key])
     return _read_scans(folder, split, labels) if key == "SC" else _read_models(folder, key, split, labels)
 
 
-def _folder(path):
+def _folder(path, remedy="get PointDA-10 with `make data`"):
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; get PointDA-10 with `make data`, or try the built-in shapes with DATA=shapes (--data shapes)")
+        raise UserError(f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)")
     return path
 
 
@@ -158,9 +159,10 @@ def check_cloud(points, where):
 
 def _read_npy(path):
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole .npy array of numbers ({error}); fetch it again") from None
+        with open(path, "rb") as file:  # not np.load, which would also open an .npz
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header fails in a dozen ways
+        raise UserError(f"{path}: not a whole .npy array of numbers ({one_line(error)}); fetch it again") from None
 
 
 def _read_models(folder, key, split, labels):
@@ -214,8 +216,10 @@ def _read_h5(path, read):
     try:
         with h5py.File(path, "r") as file:
             return read(file)
-    except OSError as error:
-        raise UserError(f"{path}: not a whole HDF5 file ({error}); fetch it again") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in a dozen ways
+        raise UserError(f"{path}: not a whole HDF5 file ({one_line(error)}); fetch it again") from None
 
 
 def _scan_labels(file, path, values):
@@ -224,8 +228,9 @@ def _scan_labels(file, path, values):
         if not isinstance(file.get(name), h5py.Dataset):
             raise UserError(f"{path}: has no dataset `{name}`; fetch it again")
     data, label = file["data"], file["label"]
-    if data.ndim != 3 or label.shape not in ((len(data),), (len(data), 1)):
-        raise UserError(f"{path}: data {data.shape} and label {label.shape} do not fit, [m, n, 3 or more] and [m] are needed; fetch it again")
+    if data.ndim != 3 or not len(data) or label.shape not in ((len(data),), (len(data), 1)):
+        raise UserError(f"{path}: data {data.shape} and label {label.shape} do not fit, "
+                        "[m, n, 3 or more] and [m] with m >= 1 are needed; fetch it again")
     if not values:
         return None
     y = label[...].reshape(-1)
@@ -238,7 +243,7 @@ def _read_segmentation(folder, labels):
     """*.npy [P, 4] -> points (n, P, 3) as they are, labels (n, P) in 0..7 (1..8 in the files) if asked for."""
     files = sorted(folder.glob("*.npy"))
     if not files:
-        raise UserError(f"{folder}: no .npy file; fetch PointSegDA again (linked from the README of DefRec_and_PCM)")
+        raise UserError(f"{folder}: no .npy file; {GET_SEG} again")
     clouds = [_read_npy(path) for path in files]
     for path, cloud in zip(files, clouds):
         check_cloud(cloud, path)
@@ -252,12 +257,15 @@ def _read_segmentation(folder, labels):
 
 def _cached(files, read):
     """`read()` as float32 (n, P, 3), kept in one file for these files as they are now; no cache where none can be written."""
-    stats = [(path.name, path.parent.parent.name, s.st_size, s.st_mtime_ns) for path in files for s in [path.stat()]]
+    try:
+        stats = [(path.name, path.parent.parent.name, s.st_size, s.st_mtime_ns) for path in files for s in [path.stat()]]
+    except OSError as error:  # a link that leads nowhere
+        raise UserError(f"{error.filename}: {error.strerror}; fetch it again") from None
     key = hashlib.sha256(repr((str(files[0].resolve().parent), stats, MOST_POINTS)).encode()).hexdigest()[:24]
     path = CACHE / f"{key}.npy"
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, or cut short: read the files
+        return _read_npy(path)
+    except UserError:  # absent, or damaged: read the files
         array = read()
     try:
         CACHE.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import data
-from common import Parser, UserError, cli
+from common import Parser, UserError, cli, one_line
 
 ARCHIVE = "1-LfJWL5geF9h0Z2QpdTL0n4lShy8wy2J"  # the Google Drive id that PointDAN's and later READMEs give
 PAGE = f"https://drive.google.com/uc?id={ARCHIVE}"
@@ -31,7 +31,7 @@ def download(root):
     try:
         got = gdown.download(id=ARCHIVE, output=str(path), quiet=False, resume=True)
     except Exception as error:  # quota, network and page changes all end here
-        got, reason = None, " ".join(str(error).split())[:200]
+        got, reason = None, one_line(error)[:200]
     else:
         reason = "nothing came"
     if not got:
@@ -59,26 +59,39 @@ def unpack(path, root):
     final = root / "PointDA_data"
     if final.exists():
         raise UserError(f"{final} exists; move it away before unpacking another copy")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {BY_HAND.format(root=root)}")
     try:
-        archive = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {BY_HAND.format(root=root)}") from None
-    except (tarfile.TarError, OSError):
-        raise UserError(f"{path}: neither a zip nor a tar archive; {BY_HAND.format(root=root)}") from None
-    with archive, tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+            folder = Path(temporary, "PointDA_data")
+            _extract(path, folder)
+            domains = next((p.parent for p in folder.rglob("modelnet") if _holds_domains(p.parent)), None)
+            if domains is None:
+                raise UserError(f"{path}: holds no modelnet, shapenet and scannet folders side by side, "
+                                f"so it is not PointDA-10; {BY_HAND.format(root=root)}")
+            domains.rename(final)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive fails in a dozen ways, a full disk in one more
+        raise UserError(f"{path}: not a whole zip or tar archive, or no room for it in {root} ({one_line(error)[:200]}); "
+                        + BY_HAND.format(root=root)) from None
+
+
+def _extract(path, folder):
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as archive:
         for name, opener in data.tqdm(members(archive), "unpacking", dynamic_ncols=True):
-            out = Path(temporary, name)
+            out = folder / name
             out.parent.mkdir(parents=True, exist_ok=True)
             with opener() as source, open(out, "wb") as sink:
                 shutil.copyfileobj(source, sink)
-        found = next(Path(temporary).rglob("modelnet"), None)
-        if found is None or not (found.parent / "shapenet").is_dir():
-            raise UserError(f"{path}: holds no modelnet and shapenet folders, so it is not PointDA-10; {BY_HAND.format(root=root)}")
-        found.parent.rename(final)
+
+
+def _holds_domains(folder):
+    return all((folder / name).is_dir() for name in data.DOMAINS.values())
 
 
 def check(root):
-    """Load every domain that is there, print its counts, and say how to get what is not."""
+    """Load the three domains, print their counts, and say how to get PointSegDA where it is not there."""
     domains = [data.load_domain(root, key) for key in data.DOMAINS]
     for domain in domains:
         print(data.counts_text(domain))
@@ -99,7 +112,7 @@ def main():
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="an archive fetched by hand")
     parser.add_argument("--check", action="store_true", help="only check what is there")
     args = parser.parse_args()
-    if not args.check and not (args.root / "PointDA_data").exists():
+    if args.unpack or not args.check and not (args.root / "PointDA_data").exists():
         try:
             args.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

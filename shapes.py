@@ -295,7 +295,7 @@ def build(label, wide, rng):
 
 
 def exposure(points, normals, eye, cells=64):
-    """What a camera at `eye`, looking at the origin, gets of each sample (n,): cosine / distance^2, 0 if hidden."""
+    """What a camera at `eye`, aimed at 0, gets of each sample (n,): cos / distance², 0 if hidden."""
     ray, forward = points - eye, -eye / np.linalg.norm(eye)
     right = np.cross(forward, [0, 0, 1]) / np.linalg.norm(forward[:2])
     depth, distance = ray @ forward, np.sqrt(np.einsum("ij,ij->i", ray, ray))

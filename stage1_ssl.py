@@ -107,8 +107,8 @@ def backward(t, args, model, task, x_s, y_s, x_t):
 
 
 # ---------------------------------------------------------------- the loop
-def train(args, run, src, tgt):
-    """Stage 1 on two domains; writes RUN/stage1.pt."""
+def train(args, run, src, tgt, observe=None):
+    """Stage 1 on two domains; writes RUN/stage1.pt. observe(t, model, task) looks on before each step (analysis.py)."""
     torch.manual_seed(seed_of(args.seed, "weights"))
     model = build(args.backbone, len(data.CLASSES)).to(args.device)
     task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)
@@ -123,6 +123,8 @@ def train(args, run, src, tgt):
     evaluate = lambda step: run.evaluate(step, model, task, test_s, src.test_labels, test_t)
     half = args.batch_size // 2
     for t in run.loop(parts, evaluate):
+        if observe:
+            observe(t, model, task)
         i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
         i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
         optimizer.zero_grad()
