@@ -1,4 +1,4 @@
-"""Look inside a run. Here, as in eval.py, and nowhere else, target labels may be opened; nothing trained here is reported.
+"""Look inside a run. Only here and in eval.py may target labels be opened; nothing trained here is reported.
 
     python analysis.py measure --task M_SC --data data --backbone pointnet --steps 200 --out results/measure
 
@@ -22,6 +22,7 @@ from common import Parser, Run, UserError, add_flags, cli, generator, provenance
 from saliency import measure, select
 
 BATCHES = 32  # labelled batches a moment
+PAIRS = ("train ~ eval", "train ~ train, dropout again", "train ~ train, another view", "eval ~ eval, another view")
 
 
 # ---------------------------------------------------------------- train mode against eval mode
@@ -41,14 +42,15 @@ def agreement(a, b, beta):
 def compare_modes(model, task, src, args):
     """Mean and standard error over batches of `agreement`, for four pairs of scores of the same clouds."""
     model = copy.deepcopy(model)  # looks, never touches
-    rows = {name: [] for name in ("train ~ eval", "train ~ train, dropout again", "train ~ train, another view", "eval ~ eval, another view")}
+    rows = {name: [] for name in PAIRS}
     for b in range(BATCHES):
         i = data.stream(len(src.train), args.batch_size // 2, b, args.seed, "analysis").to(args.device)
-        views = [task.views(src.train[i], src.train_labels[i], src.key, True, generator(args.device, args.seed, "analysis", b, v)) for v in (0, 1)]
-        train, again = (scores(model, views[0], args, "train", draw) for draw in (0, 1))
-        calm = scores(model, views[0], args, "eval", 0)
-        others = (train, calm), (train, again), (train, scores(model, views[1], args, "train", 0)), (calm, scores(model, views[1], args, "eval", 0))
-        for name, (x, y) in zip(rows, others):
+        draws = (generator(args.device, args.seed, "analysis", b, v) for v in (0, 1))
+        view, other = (task.views(src.train[i], src.train_labels[i], src.key, True, g) for g in draws)
+        train, again = (scores(model, view, args, "train", draw) for draw in (0, 1))
+        train_other, calm = scores(model, other, args, "train", 0), scores(model, view, args, "eval", 0)
+        pairs = (train, calm), (train, again), (train, train_other), (calm, scores(model, other, args, "eval", 0))
+        for name, (x, y) in zip(PAIRS, pairs):
             rows[name].append(agreement(x, y, args.beta))
     return {name: (np.mean(r, 0), np.std(r, 0, ddof=1) / len(r) ** 0.5) for name, r in rows.items()}
 
@@ -61,17 +63,24 @@ def measure_modes(args):
 
         def observe(t, model, task):
             if t in moments:
-                found.extend((t, name, *mean, *error) for name, (mean, error) in compare_modes(model, task, src, args).items())
+                for pair, (mean, error) in compare_modes(model, task, src, args).items():
+                    found.append((t, pair, *mean, *error))
 
         stage1_ssl.train(args, run, src, tgt, observe)
         name = run.config["data"]["name"]
     record = provenance(args.device)
     lines = ["| step | scores compared | Spearman | overlap of the kept |", "|---|---|---|---|"]
-    lines += [f"| {t} | {pair} | {rho:+.2f} ± {e_rho:.2f} | {over:.2f} ± {e_over:.2f} |" for t, pair, rho, over, e_rho, e_over in found]
-    note = (f"{args.task}, {args.backbone}, {args.ssl}, seed {args.seed}, {args.steps} steps, {args.points} points, n = {BATCHES} batches of {args.batch_size // 2} source clouds "
-            f"a moment, mean ± standard error. By chance the overlap is about {args.beta:g}.\nData: {name}. Device: {record['device']}. Commit: {record['commit']}.")
+    for t, pair, rho, overlap, rho_se, overlap_se in found:
+        lines.append(f"| {t} | {pair} | {rho:+.2f} ± {rho_se:.2f} | {overlap:.2f} ± {overlap_se:.2f} |")
+    note = (
+        f"{args.task}, {args.backbone}, {args.ssl}, seed {args.seed}, {args.steps} steps, {args.points} points; "
+        f"a moment is n = {BATCHES} batches of {args.batch_size // 2} source clouds, mean ± standard error over batches. "
+        f"By chance the overlap is about {args.beta:g}.\n"
+        f"Data: {name}. Device: {record['device']}. Commit: {record['commit']}."
+    )
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("step", "pair", "spearman", "overlap", "spearman_se", "overlap_se"), *found])
+    head = ("step", "pair", "spearman", "overlap", "spearman_se", "overlap_se")
+    csv.writer(out, lineterminator="\n").writerows([head, *found])
     write_atomically(f"{args.out}.md", "\n".join(lines + ["", note, ""]).encode())
     write_atomically(f"{args.out}.csv", out.getvalue().encode())
     print("\n".join(lines) + f"\n\n{note}\nwrote {args.out}.md and .csv")

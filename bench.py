@@ -1,6 +1,6 @@
 """Speed and memory on this machine, as ratios within one run: `make bench` -> results/bench.md.
 
-    python bench.py [--device cpu|cuda] [--repeats 5]
+python bench.py [--device cpu|cuda] [--repeats 5]
 """
 
 import argparse
@@ -55,19 +55,25 @@ def side_by_side(calls, repeats, device):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-# ---------------------------------------------------------------- DGCNN without edge tensors (method.md, section 3.1)
+def peak_mb(device):
+    """Most memory this process has held, MB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# ---------------------------------------------------------------- DGCNN without edge tensors (models.py)
 def encoder_cost(form, device, repeats):
-    """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20: [seconds, peak MB]; own process."""
+    """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20 -> seconds, peak MB."""
     sys.path.append(str(ROOT / "tests"))
     import edge_oracle
 
     torch.manual_seed(0)
     encoder = (models if form == "ours" else edge_oracle).build("dgcnn").encoder.to(device)
     x = clouds(16, 1024, device)
-    peak = lambda: torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    before = peak()
+    before = peak_mb(device)
     times = [seconds(lambda: encoder(x)[1].sum().backward(), device) for _ in range(repeats + 1)]
-    return statistics.median(times[1:]), peak() - before
+    return statistics.median(times[1:]), peak_mb(device) - before
 
 
 def encoder_table(device, repeats):
@@ -76,15 +82,32 @@ def encoder_table(device, repeats):
         argv = [sys.executable, __file__, "--device", device, "--repeats", str(repeats), "--encoder", form]
         cost[form] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
     (t0, m0), (t1, m1) = cost["plain"], cost["ours"]
-    return ["| DGCNN encoder, forward + backward, B = 16, N = 1024, k = 20 | seconds | peak memory, MB |", "|---|---|---|",
-            f"| edge tensors (tests/edge_oracle.py) | {t0:.2f} | {m0:.0f} |", f"| models.py | {t1:.2f} | {m1:.0f} |",
-            f"| ratio | **{t0 / t1:.1f} times faster** | **{m1 / m0:.2f} of the memory** |"]
+    return [
+        "| DGCNN encoder, forward + backward, B = 16, N = 1024, k = 20 | seconds | peak memory, MB |",
+        "|---|---|---|",
+        f"| edge tensors (tests/edge_oracle.py) | {t0:.2f} | {m0:.0f} |",
+        f"| models.py | {t1:.2f} | {m1:.0f} |",
+        f"| ratio | **{t0 / t1:.1f} times faster** | **{m1 / m0:.2f} of the memory** |",
+    ]
 
 
 # ---------------------------------------------------------------- one step of each stage
 def flags(ssl, measure, B, device):
-    return SimpleNamespace(task="M_SC", ssl=ssl, pcm=False, select="low" if measure else "all", measure=measure, beta=0.7,
-                           alpha=1.0, points=1024, seed=0, steps=100, batch_size=B, device=device, perturb=[0.1, 0.05])
+    return SimpleNamespace(
+        task="M_SC",
+        ssl=ssl,
+        pcm=False,
+        select="low" if measure else "all",
+        measure=measure,
+        beta=0.7,
+        alpha=1.0,
+        points=1024,
+        seed=0,
+        steps=100,
+        batch_size=B,
+        device=device,
+        perturb=[0.1, 0.05],
+    )
 
 
 def step_of(stage, backbone, ssl, measure, B, device):
@@ -114,22 +137,34 @@ def step_of(stage, backbone, ssl, measure, B, device):
 
 def measure_table(device, repeats):
     """A multi-task step with and without the measurer."""
-    lines = ["| one step, N = 1024 | select all | with `--measure train` | more | `--measure eval` | more |", "|---|---|---|---|---|---|"]
+    lines = ["| one step, N = 1024 | select all | with `--measure train` | more | `--measure eval` | more |"]
+    lines += ["|---|---|---|---|---|---|"]
     for backbone, B in (("pointnet", 32), ("dgcnn", 16)):
         for ssl in ("selfdist", "defrec"):
-            t = side_by_side({m: step_of(1, backbone, ssl, m, B, device) for m in (None, "train", "eval")}, repeats, device)
-            more = {m: f"{100 * (t[m] / t[None] - 1):+.1f} %" for m in ("train", "eval")}
-            lines.append(f"| {backbone}, {ssl}, B = {B} in all | {t[None]:.2f} s | {t['train']:.2f} s | **{more['train']}** | {t['eval']:.2f} s | {more['eval']} |")
+            steps = {m: step_of(1, backbone, ssl, m, B, device) for m in (None, "train", "eval")}
+            base, train, calm = side_by_side(steps, repeats, device).values()
+            cells = [
+                f"{backbone}, {ssl}, B = {B} in all",
+                f"{base:.2f} s",
+                f"{train:.2f} s",
+                f"**{train / base - 1:+.1%}**",
+            ]
+            lines.append("| " + " | ".join([*cells, f"{calm:.2f} s", f"{calm / base - 1:+.1%}"]) + " |")
     return lines
 
 
 def stage_table(device, repeats):
     """Steps a second at the paper's batch sizes, and what a run of the paper would take."""
-    lines = ["| SM-DSB at the paper's batch size, N = 1024 | steps a second | the paper's steps, both stages |", "|---|---|---|"]
+    lines = [
+        "| SM-DSB at the paper's batch size, N = 1024 | steps a second | the paper's steps, both stages |",
+        "|---|---|---|",
+    ]
     for backbone, B, T in (("pointnet", 128, 10_000), ("dgcnn", 64, 40_000)):
-        t = side_by_side({n: step_of(n, backbone, "selfdist", "train", B, device) for n in (1, 2)}, max(2, repeats // 2), device)
+        steps = {n: step_of(n, backbone, "selfdist", "train", B, device) for n in (1, 2)}
+        t = side_by_side(steps, max(2, repeats // 2), device)
         rates = ", ".join(f"stage {n} {1 / s:.2f}" for n, s in t.items())
-        lines.append(f"| {backbone}, B = {B} | {rates} | {T:,} + {T:,}: {T * (t[1] + t[2]) / 3600:.1f} h without the GCN |")
+        hours = T * (t[1] + t[2]) / 3600
+        lines.append(f"| {backbone}, B = {B} | {rates} | {T:,} + {T:,}: {hours:.1f} h without the GCN |")
     return lines
 
 
@@ -143,7 +178,8 @@ def main():
         print(json.dumps(encoder_cost(args.encoder, args.device, args.repeats)))
         return
     record = provenance(args.device)
-    note = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}; median of {args.repeats}, taken in turns."
+    note = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}; "
+    note += f"median of {args.repeats}, taken in turns."
     lines = []
     for part in (encoder_table, measure_table, stage_table):
         rows = [*part(args.device, args.repeats), ""]

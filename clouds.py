@@ -9,13 +9,28 @@ from common import UserError, one_line, write_atomically
 from data import normalise
 
 LEVELS = np.array([[70, 110, 180], [235, 190, 70], [200, 45, 45]], np.uint8)  # low, middle, high saliency (Fig. 5)
-PLY_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
-             "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-             "float32": "f4", "float64": "f8"}
+PLY_TYPES = {
+    "char": "i1",
+    "uchar": "u1",
+    "short": "i2",
+    "ushort": "u2",
+    "int": "i4",
+    "uint": "u4",
+    "float": "f4",
+    "double": "f8",
+    "int8": "i1",
+    "uint8": "u1",
+    "int16": "i2",
+    "uint16": "u2",
+    "int32": "i4",
+    "uint32": "u4",
+    "float32": "f4",
+    "float64": "f8",
+}
 
 
 def read_cloud(path):
-    """Points (N, 3) of a .npy, .ply, .txt or .xyz file, columns 0..2, in the unit sphere; UserError if it holds none."""
+    """Points (N, 3) of a .npy, .ply, .txt or .xyz file, columns 0..2, in the unit sphere; or UserError."""
     readers = {".npy": lambda: np.load(path, allow_pickle=False), ".ply": lambda: _read_ply(path)}
     try:
         array = readers.get(path.suffix.lower(), lambda: np.loadtxt(path, ndmin=2, delimiter=_delimiter(path)))()
@@ -23,11 +38,15 @@ def read_cloud(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a .npy, .ply, .txt or .xyz cloud") from None
     except Exception as error:  # a damaged file fails in a dozen ways
-        raise UserError(f"{path}: not a cloud of numbers, one point a row ({one_line(error)}); give another file") from None
+        raise UserError(
+            f"{path}: not a cloud of numbers, one point a row ({one_line(error)}); give another file"
+        ) from None
     sound = points.ndim == 2 and points.shape[1] == 3 and len(points) >= 2 and np.isfinite(points).all()
     if not sound or (points == points[0]).all():
-        raise UserError(f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}; "
-                        "give another file")
+        raise UserError(
+            f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}; "
+            "give another file"
+        )
     return normalise(torch.from_numpy(points)[None])[0]
 
 

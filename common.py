@@ -80,8 +80,12 @@ def add_flags(parser, **default):
     flag("--data", help="folder that holds PointDA_data/, or 'shapes' for the built-in shapes")
     flag("--backbone", choices=("dgcnn", "pointnet"))
     flag("--ssl", choices=SSL_TASKS, help="self-supervised task; none = no adaptation")
-    parser.add_argument("--pcm", action=argparse.BooleanOptionalAction, default=default.get("pcm"),
-                        help="mix pairs of source clouds (with defrec in the paper)")
+    parser.add_argument(
+        "--pcm",
+        action=argparse.BooleanOptionalAction,
+        default=default.get("pcm"),
+        help="mix pairs of source clouds (with defrec in the paper)",
+    )
     flag("--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
     flag("--beta", type=number(float, 0, 1), help="kept share of a batch, Eq. (6)")
     flag("--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
@@ -123,12 +127,17 @@ def generator(device, *words):
 # ---------------------------------------------------------------- what a run was
 def provenance(device):
     """Commit, command, versions and device, as plain values."""
-    git = lambda *a: subprocess.run(["git", *a], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    here = Path(__file__).parent
+    git = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True).stdout.strip()
     dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-    return {"commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty, "command": " ".join(sys.argv),
-            "device": name, "versions": versions}
+    return {
+        "commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + dirty,
+        "command": " ".join(sys.argv),
+        "device": name,
+        "versions": versions,
+    }
 
 
 def write_atomically(path, content):
@@ -178,7 +187,9 @@ def model_of(checkpoint, which="student"):
     try:
         model.load_state_dict(checkpoint[which])
     except (KeyError, RuntimeError):
-        raise UserError(f"the checkpoint holds no {which} that fits this version's {args['backbone']}; train it again") from None
+        raise UserError(
+            f"the checkpoint holds no {which} that fits this version's {args['backbone']}; train it again"
+        ) from None
     return model
 
 
@@ -196,7 +207,9 @@ class Run:
             self.lock = open(self.folder / ".lock", "w")
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is training here; wait for it or choose another --out") from None
+            raise UserError(
+                f"{folder}: another process is training here; wait for it or choose another --out"
+            ) from None
         except OSError as error:
             raise UserError(f"--out {folder}: {error.strerror}; choose a folder that can be written") from None
         try:
@@ -239,8 +252,10 @@ class Run:
         old = self.record.get(f"stage{self.stage}", {}).get(part, {})
         for key in sorted(old.keys() | new.keys()) if old else ():
             if key not in ("device", "out", "init") and old.get(key) != new.get(key):
-                raise UserError(f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
-                                "choose another --out, or the same arguments to go on with it")
+                raise UserError(
+                    f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
+                    "choose another --out, or the same arguments to go on with it"
+                )
 
     # -- the loop; resuming is running the same command again
     def loop(self, parts, evaluate):
@@ -264,15 +279,17 @@ class Run:
                 if done % save_every == 0 or done == T or self.stopping:
                     self.seconds, began = self.seconds + time.time() - began, time.time()
                     state = {name: part.state_dict() for name, part in parts.items()}
-                    save_checkpoint(self.last, {"config": self.config, "step": done, "seconds": self.seconds,
-                                                "best": self.best, **state})
+                    save_checkpoint(
+                        self.last,
+                        {"config": self.config, "step": done, "seconds": self.seconds, "best": self.best, **state},
+                    )
                 if self.stopping:
                     bar.close()
                     print(f"stopped after step {done} of {T}; run the same command to go on", file=sys.stderr)
                     sys.exit(128 + self.stopping[0])
 
     def _resume(self, parts):
-        """Load last.pt into `parts` and cut what the log and the predictions hold beyond it; returns the first step."""
+        """Load last.pt into `parts`, cut what log and predictions hold beyond it, and return the first step."""
         step = 0
         if self.last.exists():
             payload = load_checkpoint(self.last, self.args.device)
@@ -294,8 +311,10 @@ class Run:
         """Write stageN.pt: student (and teacher) at the best source-validation moment, and the last-step student."""
         self.config["seconds"] = round(self.seconds, 1)
         write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
-        save_checkpoint(self.final, {"config": self.config, "seconds": self.seconds, **self.best,
-                                     "last_student": student.state_dict()})
+        save_checkpoint(
+            self.final,
+            {"config": self.config, "seconds": self.seconds, **self.best, "last_student": student.state_dict()},
+        )
 
     # -- log and evaluation
     def check(self, step, row):
@@ -313,7 +332,7 @@ class Run:
             raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
 
     def evaluate(self, step, student, task, source, labels, target):
-        """Append argmax predictions of both test sets; keep the best moment by *source* accuracy. No target label here."""
+        """Append argmax predictions of both test sets; keep the moment best on the *source*. No target label here."""
         predicted = [predict(student, points) for points in (source, target)]
         accuracy = float((predicted[0] == labels.cpu().numpy()).mean())
         self.moments.append((step, *predicted))
@@ -348,5 +367,7 @@ def announce(seconds, steps, device):
     """Without a GPU: what the stage will take at the measured speed, and how to shorten it; "" when that is short."""
     if device != "cpu" or seconds < 1800:
         return ""
-    return (f"no GPU: {steps:,} steps take about {seconds / 3600:.1f} h at this speed; shorter with fewer steps (STEPS=300), "
-            "the small backbone (BACKBONE=pointnet) or fewer points (ARGS='--points 512'); going on\n")
+    return (
+        f"no GPU: {steps:,} steps take about {seconds / 3600:.1f} h at this speed; shorter with STEPS=300, "
+        "BACKBONE=pointnet or ARGS='--points 512'; going on\n"
+    )

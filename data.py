@@ -42,7 +42,7 @@ OFFICIAL = {  # clouds of each class 0..9, train and test
 # ---------------------------------------------------------------- domains
 @dataclass
 class Domain:
-    """One domain in memory: train, test (and val of PointSegDA), (n, P, 3); labels (n,) or (n, P), None where not opened."""
+    """Train, test (and val of PointSegDA), (n, P, 3); labels (n,) or (n, P), None where they were not opened."""
 
     key: str
     train: torch.Tensor
@@ -69,13 +69,14 @@ class Domain:
 
 
 def split_task(task):
-    """The two domain keys of a direction: "M_SC" -> ("M", "SC"), "seg_F_A" -> ("seg_F", "seg_A"); UserError if unknown."""
+    """The two domain keys of a direction: "M_SC" -> ("M", "SC"), "seg_F_A" -> ("seg_F", "seg_A"); or UserError."""
     head, _, tail = str(task).removeprefix("seg_").partition("_")
     if str(task).startswith("seg_") and head in SEG_DOMAINS and tail in SEG_DOMAINS:
         return f"seg_{head}", f"seg_{tail}"
     if task in TASKS:
         return head, tail
-    raise UserError(f"--task {task}: unknown; choose one of {' '.join(TASKS)}, or seg_F_A and the like over {' '.join(SEG_DOMAINS)}")
+    known = f"{' '.join(TASKS)}, or seg_F_A and the like over {' '.join(SEG_DOMAINS)}"
+    raise UserError(f"--task {task}: unknown; choose one of {known}")
 
 
 def splits_of(key):
@@ -118,7 +119,9 @@ def _load_split(root, key, split, labels):
 
 def _folder(path, remedy="get PointDA-10 with `make data`"):
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)")
+        raise UserError(
+            f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)"
+        )
     return path
 
 
@@ -126,11 +129,15 @@ def _check_counts(root, domain):
     """The full set has known counts; a set of that size with others is damaged."""
     for split, official in zip(("train", "test"), OFFICIAL[domain.key]):
         got = domain.counts[split]
+        what = f"{DOMAINS[domain.key]} {split}"
         if str(root) != "shapes" and got["total"] == sum(official) and got["per_class"] != list(official):
-            raise UserError(f"{root}: {DOMAINS[domain.key]} {split} has {got['per_class']} clouds a class, not PointDA-10's {list(official)}; fetch it again with `make data`")
+            raise UserError(
+                f"{root}: {what} has {got['per_class']} clouds a class, not PointDA-10's {list(official)}; "
+                "fetch it again with `make data`"
+            )
         if 0 in got["per_class"]:
             absent = ", ".join(c for c, n in zip(CLASSES, got["per_class"]) if n == 0)
-            warnings.warn(f"{DOMAINS[domain.key]} {split} has no {absent}; mean class accuracy averages the classes present")
+            warnings.warn(f"{what} has no {absent}; mean class accuracy averages the classes present")
 
 
 # ---------------------------------------------------------------- reading and checking files
@@ -148,7 +155,9 @@ def turn_up(points):
 def check_cloud(points, where):
     """Finite numbers, [n, >= 3] with n >= 2 and two different points, as float32 [n, 3]; UserError otherwise."""
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
-        raise UserError(f"{where}: has shape {points.shape} of {points.dtype}, not numbers [n, 3 or more]; replace the file")
+        raise UserError(
+            f"{where}: has shape {points.shape} of {points.dtype}, not numbers [n, 3 or more]; replace the file"
+        )
     points = points[:, :3].astype(np.float32)
     if len(points) < 2 or (points == points[0]).all():
         raise UserError(f"{where}: needs at least two different points; remove or replace it")
@@ -171,7 +180,7 @@ def _read_models(folder, key, split, labels):
     for c, name in enumerate(CLASSES):
         found = sorted((folder / name / split).glob("*.npy"))
         if not found:
-            raise UserError(f"{folder / name / split}: no .npy file; all ten classes need some, fetch the set again with `make data`")
+            raise UserError(f"{folder / name / split}: no .npy file; all ten classes need some, see `make data`")
         files += [(path, c) for path in found]
 
     def read():
@@ -229,8 +238,10 @@ def _scan_labels(file, path, values):
             raise UserError(f"{path}: has no dataset `{name}`; fetch it again")
     data, label = file["data"], file["label"]
     if data.ndim != 3 or not len(data) or label.shape not in ((len(data),), (len(data), 1)):
-        raise UserError(f"{path}: data {data.shape} and label {label.shape} do not fit, "
-                        "[m, n, 3 or more] and [m] with m >= 1 are needed; fetch it again")
+        raise UserError(
+            f"{path}: data {data.shape} and label {label.shape} do not fit, "
+            "[m, n, 3 or more] and [m] with m >= 1 are needed; fetch it again"
+        )
     if not values:
         return None
     y = label[...].reshape(-1)
@@ -248,7 +259,8 @@ def _read_segmentation(folder, labels):
     for path, cloud in zip(files, clouds):
         check_cloud(cloud, path)
         if cloud.shape != (len(clouds[0]), 4):
-            raise UserError(f"{path}: has shape {cloud.shape}, not [{len(clouds[0])}, 4] (x, y, z, label) like the others; replace it")
+            size = f"[{len(clouds[0])}, 4] (x, y, z, label)"
+            raise UserError(f"{path}: has shape {cloud.shape}, not {size} like the others; replace it")
         if labels and not np.isin(cloud[:, 3], np.arange(1, 9)).all():
             raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..8; replace it")
     array = np.stack(clouds)
@@ -256,9 +268,9 @@ def _read_segmentation(folder, labels):
 
 
 def _cached(files, read):
-    """`read()` as float32 (n, P, 3), kept in one file for these files as they are now; no cache where none can be written."""
+    """`read()` as float32 (n, P, 3), kept in one file for these files as they are now, where one can be written."""
     try:
-        stats = [(path.name, path.parent.parent.name, s.st_size, s.st_mtime_ns) for path in files for s in [path.stat()]]
+        stats = [(p.name, p.parent.parent.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:  # a link that leads nowhere
         raise UserError(f"{error.filename}: {error.strerror}; fetch it again") from None
     key = hashlib.sha256(repr((str(files[0].resolve().parent), stats, MOST_POINTS)).encode()).hexdigest()[:24]
@@ -292,14 +304,15 @@ def _official(domain):
     counts = domain.counts
     return domain.key in OFFICIAL and all(
         counts[split]["total"] == sum(official) and counts[split].get("per_class", list(official)) == list(official)
-        for split, official in zip(("train", "test"), OFFICIAL[domain.key]))
+        for split, official in zip(("train", "test"), OFFICIAL[domain.key])
+    )
 
 
 def counts_text(domain):
     """The counts in one line."""
     name = {**DOMAINS, **{f"seg_{k}": v for k, v in SEG_DOMAINS.items()}}[domain.key]
-    parts = [f"{split} {c['total']}" + (f" {c['per_class']}" if "per_class" in c else "") for split, c in domain.counts.items()]
-    return f"{name}: {', '.join(parts)}"
+    text = lambda c: f"{c['total']} {c['per_class']}" if "per_class" in c else str(c["total"])
+    return f"{name}: " + ", ".join(f"{split} {text(c)}" for split, c in domain.counts.items())
 
 
 def fingerprint(src, tgt):
@@ -320,7 +333,7 @@ def _permutation(n, *words):
 def stream(n, batch, step, *words):
     """Indices (batch,) of step 0, 1, ... of an endless stream of permutations of n, full batches only.
 
-    A pure function of the step, so that resuming needs no state; a batch larger than n goes on into further permutations.
+    A pure function of the step, so that resuming needs no state; a batch larger than n goes on into the next ones.
     """
     per_epoch = n // batch
     if per_epoch:
@@ -349,8 +362,9 @@ def subsample(points, n, generator):
 
 
 def evaluation_subset(points, n, labels=None):
-    """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3), with per-point labels if given."""
-    index = subsample_index(points.cpu(), n, torch.Generator().manual_seed(seed_of("evaluation", n))).to(points.device)
+    """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3), labels alike."""
+    generator = torch.Generator().manual_seed(seed_of("evaluation", n))
+    index = subsample_index(points.cpu(), n, generator).to(points.device)
     chosen = gather_points(points, index)
     return chosen if labels is None else (chosen, gather_points(labels, index))
 
@@ -386,7 +400,7 @@ def _twice_box(cells, like):
 
 
 def elastic(points, generator, p=0.95):
-    """Elastic distortion: smoothed noise grids (granularity .2, magnitude .4, then .8, 1.6), each cloud with probability p."""
+    """Elastic distortion by smoothed noise grids: granularity .2, magnitude .4, then .8 and 1.6; for a share p."""
     chosen = (torch.rand(len(points), 1, 1, generator=generator, device=points.device) < p).to(points.dtype)
     for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
         cells = math.ceil(3 / granularity) + 1  # one grid over [-1.5, 1.5]^3
@@ -408,7 +422,7 @@ def half_space_crop(points, generator, keep=0.7):
 
 
 def strong_view(points, n, generator, *, source, crop=False):
-    """Self-distillation's strong view, (B, P, 3) -> (B, n, 3); the source also turns, and is cropped for real targets."""
+    """Self-distillation's strong view, (B, P, 3) -> (B, n, 3); the source turns too, cropped for real targets."""
     if source:
         points = rotate_z(points, generator)
     points = jitter(scale(elastic(points, generator), generator), generator)

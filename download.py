@@ -1,8 +1,8 @@
 """Fetch PointDA-10 into a folder, check it, and say how PointSegDA is obtained.
 
-    python download.py data                    # from the public archive (what `make data` runs)
-    python download.py data --unpack FILE      # from an archive fetched by hand
-    python download.py data --check            # only look at what is there
+python download.py data                    # from the public archive (what `make data` runs)
+python download.py data --unpack FILE      # from an archive fetched by hand
+python download.py data --check            # only look at what is there
 """
 
 import argparse
@@ -18,7 +18,7 @@ from common import Parser, UserError, cli, one_line
 ARCHIVE = "1-LfJWL5geF9h0Z2QpdTL0n4lShy8wy2J"  # the Google Drive id that PointDAN's and later READMEs give
 PAGE = f"https://drive.google.com/uc?id={ARCHIVE}"
 SMALLEST = 100_000_000  # bytes; a quota or login page is far smaller than the archive
-BY_HAND = (f"open {PAGE} in a browser, save the archive, then run: python download.py {{root}} --unpack FILE")
+BY_HAND = f"open {PAGE} in a browser, save the archive, then run: python download.py {{root}} --unpack FILE"
 
 
 def download(root):
@@ -26,7 +26,8 @@ def download(root):
     try:
         import gdown
     except ImportError:
-        raise UserError("gdown is not installed: pip install -r requirements-extra.txt, or " + BY_HAND.format(root=root)) from None
+        remedy = f"pip install -r requirements-extra.txt, or {BY_HAND.format(root=root)}"
+        raise UserError(f"gdown is not installed: {remedy}") from None
     path = root / "PointDA_data.archive"
     try:
         got = gdown.download(id=ARCHIVE, output=str(path), quiet=False, resume=True)
@@ -45,12 +46,16 @@ def download(root):
 def members(archive):
     """(name, open) of each plain file of an opened zip or tar; UserError for a link or a name that leads outside."""
     if isinstance(archive, zipfile.ZipFile):
-        entries = [(i.filename, (i.external_attr >> 28) == 0xA, lambda i=i: archive.open(i)) for i in archive.infolist() if not i.is_dir()]
+        files = [i for i in archive.infolist() if not i.is_dir()]
+        entries = [(i.filename, i.external_attr >> 28 == 0xA, lambda i=i: archive.open(i)) for i in files]
+        where = archive.filename
     else:
-        entries = [(m.name, not m.isfile(), lambda m=m: archive.extractfile(m)) for m in archive.getmembers() if not m.isdir()]
+        files = [m for m in archive.getmembers() if not m.isdir()]
+        entries = [(m.name, not m.isfile(), lambda m=m: archive.extractfile(m)) for m in files]
+        where = archive.name
     for name, special, _ in entries:
         if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise UserError(f"{archive.filename if hasattr(archive, 'filename') else archive.name}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
+            raise UserError(f"{where}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
     return [(name, opener) for name, _, opener in entries]
 
 
@@ -67,14 +72,18 @@ def unpack(path, root):
             _extract(path, folder)
             domains = next((p.parent for p in folder.rglob("modelnet") if _holds_domains(p.parent)), None)
             if domains is None:
-                raise UserError(f"{path}: holds no modelnet, shapenet and scannet folders side by side, "
-                                f"so it is not PointDA-10; {BY_HAND.format(root=root)}")
+                raise UserError(
+                    f"{path}: holds no modelnet, shapenet and scannet folders side by side, "
+                    f"so it is not PointDA-10; {BY_HAND.format(root=root)}"
+                )
             domains.rename(final)
     except UserError:
         raise
     except Exception as error:  # a damaged archive fails in a dozen ways, a full disk in one more
-        raise UserError(f"{path}: not a whole zip or tar archive, or no room for it in {root} ({one_line(error)[:200]}); "
-                        + BY_HAND.format(root=root)) from None
+        raise UserError(
+            f"{path}: not a whole zip or tar archive, or no room for it in {root} ({one_line(error)[:200]}); "
+            + BY_HAND.format(root=root)
+        ) from None
 
 
 def _extract(path, folder):
@@ -95,15 +104,17 @@ def check(root):
     domains = [data.load_domain(root, key) for key in data.DOMAINS]
     for domain in domains:
         print(data.counts_text(domain))
-    print("data name:", data.data_name(root, domains[0], domains[1]) if data.data_name(root, domains[1], domains[2]) == "PointDA-10"
-          else data.data_name(root, domains[1], domains[2]))
+    names = {data.data_name(root, domains[i], domains[i + 1]) for i in (0, 1)}
+    print("data name:", "PointDA-10" if names == {"PointDA-10"} else max(names - {"PointDA-10"}))
     if (root / "PointSegDA").is_dir():
         for letter, name in data.SEG_DOMAINS.items():
             if (root / "PointSegDA" / name).is_dir():
                 print(data.counts_text(data.load_domain(root, f"seg_{letter}")))
     else:
-        print(f"PointSegDA: not in {root}; its archive is linked from the README of github.com/IdanAchituve/DefRec_and_PCM, "
-              f"unpack it so that {root}/PointSegDA/faust/train holds .npy files")
+        print(
+            f"PointSegDA: not in {root}; its archive is linked from the README of IdanAchituve/DefRec_and_PCM, "
+            f"unpack it so that {root}/PointSegDA/faust/train holds .npy files"
+        )
 
 
 def main():

@@ -1,11 +1,11 @@
 """Score a run, and put runs side by side: the only place, with analysis.py, where target labels are opened.
 
-    python eval.py --run runs/mine                          # -> runs/mine/result.json, confusion.png, its row of the table
-    python eval.py --table results/table runs/a runs/b ...  # -> results/table.md, .csv and .png; mean and std over seeds
+    python eval.py --run runs/mine                   # -> runs/mine/result.json, confusion.png, its row of the table
+    python eval.py --table results/table runs/a ...  # -> results/table.md, .csv and .png; mean and std over seeds
 
-Three columns for each stage (method.md, protocol): the *last* step; the step that is best on *source validation*, the
-headline; and *oracle*, the best on the target test set itself, which is a leak and printed only because Table I's caption
-speaks of selection on the test set.
+Three columns for each stage: the *last* step; the step that is best on *source validation*, the headline; and *oracle*,
+the best on the target test set itself, a leak that is printed because Table I's caption speaks of selection on the
+test set.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from clouds import save_figure
 from common import Parser, UserError, cli, write_atomically
 
 COLUMNS = ("last", "source_val", "oracle")
-SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points", "oracle_run", "options")
+SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
+GROUP = (*SETTING, "oracle_run", "options")  # runs that differ in their seed alone are pooled
+FLAGS = ("batch_size", "perturb", "gcn_iters", "scratch")
 
 
 # ---------------------------------------------------------------- metrics
@@ -32,14 +34,14 @@ def confusion(truth, predicted, C=10):
 
 
 def accuracies(matrix):
-    """Overall accuracy, mean class accuracy over the classes present in the truth, and each class's (None if absent)."""
+    """Overall accuracy, mean class accuracy over the classes present in the truth, and each class's (None: absent)."""
     n = matrix.sum(1)
     per_class = [float(matrix[c, c] / n[c]) if n[c] else None for c in range(len(n))]
     return float(np.trace(matrix) / n.sum()), float(np.mean([a for a in per_class if a is not None])), per_class
 
 
 def stage_result(path, truth_src, truth_tgt):
-    """The three columns, per-class accuracy and confusion (both at the source-validation step) and the curve of one stage."""
+    """One stage: the three columns, the curve, and per-class accuracy and confusion at the source-validation step."""
     with np.load(path, allow_pickle=False) as preds:
         steps, source, target = (preds[name] for name in ("step", "source", "target"))
     source_acc = (source == truth_src).mean(1)
@@ -47,10 +49,16 @@ def stage_result(path, truth_src, truth_tgt):
     scores = [accuracies(m) for m in matrices]
     acc = np.array([s[0] for s in scores])
     moment = {"last": len(steps) - 1, "source_val": int(source_acc.argmax()), "oracle": int(acc.argmax())}
-    column = {name: {"acc": scores[i][0], "mean_acc": scores[i][1], "step": int(steps[i])} for name, i in moment.items()}
-    i = moment["source_val"]
-    curve = [{"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, source_acc, acc)]
-    return column | {"per_class": dict(zip(data.CLASSES, scores[i][2])), "confusion": matrices[i].tolist(), "curve": curve}
+    result = {}
+    for name, i in moment.items():
+        result[name] = {"acc": scores[i][0], "mean_acc": scores[i][1], "step": int(steps[i])}
+    best = moment["source_val"]
+    result["per_class"] = dict(zip(data.CLASSES, scores[best][2]))
+    result["confusion"] = matrices[best].tolist()
+    result["curve"] = [
+        {"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, source_acc, acc)
+    ]
+    return result
 
 
 # ---------------------------------------------------------------- one run
@@ -58,7 +66,7 @@ def read_json(path):
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; give the folder of a run that stage1_ssl.py has written") from None
+        raise UserError(f"{path}: missing or not JSON; give the folder of a run of stage1_ssl.py") from None
 
 
 def evaluate(run, root=None):
@@ -74,13 +82,17 @@ def evaluate(run, root=None):
     src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
     if data.fingerprint(src, tgt) != latest["data"]["fingerprint"]:
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
-    result = {key: args[key] for key in ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "seed", "steps", "points")}
+    result = {key: args[key] for key in (*SETTING, "seed")}
     result["oracle_run"] = first["args"]["oracle"]
-    result["options"] = " ".join(f"--{key.replace('_', '-')} {args[key]}" for key in ("batch_size", "perturb", "gcn_iters", "scratch") if key in args)
-    counts = {d.key: d.counts for d in (src, tgt)}
-    result["data"] = {"name": data.data_name(root, src, tgt), "fingerprint": latest["data"]["fingerprint"], "counts": counts}
-    result |= {key: latest[key] for key in ("device", "commit", "versions")} | {"n_test": len(tgt.test)}
-    result["seconds"] = sum(config[f"stage{n}"].get("seconds", 0) for n in done)
+    result["options"] = {key: args[key] for key in FLAGS if key in args}
+    result["data"] = {
+        "name": data.data_name(root, src, tgt),
+        "fingerprint": latest["data"]["fingerprint"],
+        "counts": {domain.key: domain.counts for domain in (src, tgt)},
+    }
+    result |= {key: latest[key] for key in ("device", "commit", "versions")}
+    result["n_test"] = len(tgt.test)
+    result["seconds"] = sum(config[f"stage{n}"]["seconds"] for n in done)
     truth = [d.test_labels.numpy() for d in (src, tgt)]
     for n in (1, 2):
         result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truth) if n in done else None
@@ -99,11 +111,13 @@ def draw_confusion(path, result):
     figure = Figure(figsize=(5.5, 5))
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10), title=f"{name_of(result)}, n = {result['n_test']}\n{result['data']['name']}")
-    axes.set_xticklabels(data.CLASSES, rotation=60, ha="right")
-    axes.set_yticklabels(data.CLASSES)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{name_of(result)}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
+    axes.set_xticks(range(10), data.CLASSES, rotation=60, ha="right")
+    axes.set_yticks(range(10), data.CLASSES)
     for i, j in zip(*matrix.nonzero()):
-        axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.5 else "black")
+        colour = "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)
     save_figure(figure, path)
 
 
@@ -120,7 +134,8 @@ def name_of(result):
 
 def paper_number(result):
     """What the paper prints for this direction, backbone and method, or ""."""
-    method = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}.get(result["ssl"], "DefRec+PCM" if result["pcm"] else "")
+    methods = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
+    method = methods.get(result["ssl"], "DefRec+PCM" if result["pcm"] else "")
     if result["select"] == "low" and result["ssl"] != "none":
         method += " + SM-DSB"
     elif result["select"] != "all" or result["oracle_run"]:
@@ -138,31 +153,44 @@ def spread(values):
 
 
 def table(results):
-    """Markdown: one row for each setting and stage, seeds pooled; overall / mean class accuracy on the target test set."""
+    """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target test set."""
     groups = defaultdict(list)
     for result in results:
-        groups[(result["data"]["name"], result["data"]["fingerprint"], *(str(result[key]) for key in SETTING))].append(result)
+        groups[json.dumps([result["data"]["fingerprint"], *(result[key] for key in GROUP)])].append(result)
     head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper, PointDA-10", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group in groups.values():
         for stage in ("stage1", "stage2"):
             members = [r for r in group if r[stage]]
             if members:
-                both = [" / ".join(spread([r[stage][c][m] for r in members]) for m in ("acc", "mean_acc")) for c in COLUMNS]
-                r = members[0]
-                seeds = " ".join(str(s) for s in sorted(r["seed"] for r in members))
-                lines.append(f"| {name_of(r)} | {stage[-1]} | {seeds} | {' | '.join(both)} | {paper_number(r) if stage == 'stage2' else ''} | {r['steps']} |")
+                lines.append("| " + " | ".join(table_row(members, stage)) + " |")
     return "\n".join(lines) + "\n\n" + footer(results)
+
+
+def table_row(members, stage):
+    """The cells of one setting and stage; the paper's number stands beside stage 2, which it reports."""
+    r = members[0]
+    cells = [name_of(r), stage[-1], " ".join(str(s) for s in sorted(m["seed"] for m in members))]
+    for column in COLUMNS:
+        cells.append(" / ".join(spread([m[stage][column][key] for m in members]) for key in ("acc", "mean_acc")))
+    return [*cells, paper_number(r) if stage == "stage2" else "", str(r["steps"])]
 
 
 def footer(results):
     """Where the numbers of a table are from."""
-    several = lambda values: ", ".join(sorted(set(map(str, values))))
-    data_ = "; ".join(sorted({f"{r['data']['name']}, {r['task']}, n = {r['n_test']} test clouds, sha256 {r['data']['fingerprint'][:12]}" for r in results}))
-    return (f"Target test accuracy in percent, overall / mean class, mean ± std over seeds. {results[0]['points']} points a cloud.\n"
-            f"Data: {data_}.\nDevice: {several(r['device'] for r in results)}. Commit: {several(r['commit'] for r in results)}. "
-            f"torch {several(r['versions']['torch'] for r in results)}. {sum(r['seconds'] for r in results) / 60:.0f} min in all.\n"
-            + ("Not PointDA-10: the paper's column is there for orientation only.\n" if any(r["data"]["name"] != "PointDA-10" for r in results) else ""))
+    several = lambda values: "; ".join(sorted(set(map(str, values))))
+    describe = lambda r: f"{r['task']} n = {r['n_test']} test clouds, sha256 {r['data']['fingerprint'][:12]}"
+    minutes = sum(r["seconds"] for r in results) / 60
+    lines = [
+        "Target test accuracy in percent, overall / mean class, mean ± std over seeds. "
+        f"Points a cloud: {several(r['points'] for r in results)}.",
+        f"Data: {several(r['data']['name'] for r in results)}. {several(map(describe, results))}.",
+        f"Device: {several(r['device'] for r in results)}. Commit: {several(r['commit'] for r in results)}. "
+        f"torch {several(r['versions']['torch'] for r in results)}. {minutes:.0f} min in all.",
+    ]
+    if any(r["data"]["name"] != "PointDA-10" for r in results):
+        lines.append("Not PointDA-10: the paper's column is there for orientation only.")
+    return "\n".join(lines) + "\n"
 
 
 def as_csv(results):
@@ -170,7 +198,7 @@ def as_csv(results):
     rows = []
     for r in results:
         for stage in (s for s in ("stage1", "stage2") if r[s]):
-            row = {key: r[key] for key in (*SETTING, "seed")} | {"stage": stage[-1]}
+            row = {key: r[key] for key in (*GROUP, "seed")} | {"stage": stage[-1]}
             row |= {f"{c}_{m}": round(r[stage][c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
             row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
             rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})

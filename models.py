@@ -25,9 +25,9 @@ from torch import nn
 
 from common import UserError
 
-K = 20            # neighbours in the graph, the point itself included
-GLOBAL = 1024     # width of the global feature
-SLOPE = 0.2       # LeakyReLU of DGCNN; PointNet has slope 0, which is ReLU
+K = 20  # neighbours in the graph, the point itself included
+GLOBAL = 1024  # width of the global feature
+SLOPE = 0.2  # LeakyReLU of DGCNN; PointNet has slope 0, which is ReLU
 
 
 # ---------------------------------------------------------------------------------- neighbours
@@ -36,10 +36,10 @@ def smallest(distance, k):
     columns with the smallest minima, and two short searches cost half of a long one."""
     if distance.shape[-1] % 8 or distance.shape[-1] < 16 * k:
         return distance.topk(k, largest=False, sorted=False).indices
-    groups = distance.unflatten(-1, (8, -1))                                       # (B, N, 8, M/8)
-    group = groups.amin(2).topk(k, largest=False, sorted=False).indices            # (B, N, k)
-    candidates = groups.gather(3, group[:, :, None].expand(-1, -1, 8, -1)).flatten(2)    # (B, N, 8k)
-    choice = candidates.topk(k, largest=False, sorted=False).indices               # (B, N, k)
+    groups = distance.unflatten(-1, (8, -1))  # (B, N, 8, M/8)
+    group = groups.amin(2).topk(k, largest=False, sorted=False).indices  # (B, N, k)
+    candidates = groups.gather(3, group[:, :, None].expand(-1, -1, 8, -1)).flatten(2)  # (B, N, 8k)
+    choice = candidates.topk(k, largest=False, sorted=False).indices  # (B, N, k)
     return choice // k * groups.shape[3] + group.gather(2, choice % k)
 
 
@@ -47,11 +47,11 @@ def smallest(distance, k):
 def knn(x, k):
     """The min(k, N) nearest points of each by squared distance, itself included, in no particular order:
     (B, N, C) -> (B, N, k) int64. No gradient."""
-    x = x - x.mean(1, keepdim=True)                          # less cancellation below
+    x = x - x.mean(1, keepdim=True)  # less cancellation below
     square = (x * x).sum(-1)
     # |x_j|^2 - 2 x_i.x_j orders the j of one i as the distance does
-    distance = torch.baddbmm(square[:, None], x, x.transpose(1, 2), alpha=-2)      # (B, N, N)
-    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)      # itself, whatever the rounding
+    distance = torch.baddbmm(square[:, None], x, x.transpose(1, 2), alpha=-2)  # (B, N, N)
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # itself, whatever the rounding
     return smallest(distance, min(k, x.shape[1]))
 
 
@@ -92,9 +92,9 @@ def neighbour_max(b, idx):
 def point_max(x, weight):
     """max_n weight.x_n over the points n of each cloud: (B, N, C), (O, C) -> (B, O)."""
     with torch.no_grad():
-        winner = torch.stack([(weight @ cloud.T).argmax(1) for cloud in x])        # (B, O)
+        winner = torch.stack([(weight @ cloud.T).argmax(1) for cloud in x])  # (B, O)
     winner = winner + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    rows = x.flatten(0, 1).index_select(0, winner.flatten())                       # (B.O, C)
+    rows = x.flatten(0, 1).index_select(0, winner.flatten())  # (B.O, C)
     return (rows.view(len(x), *weight.shape) * weight).sum(-1)
 
 
@@ -117,13 +117,13 @@ class Moments(torch.autograd.Function):
 
 def edge_moments(x, idx):
     """Mean (2C,) and covariance (2C, 2C) of [x_j, x_i] over all edges (i, j), from sums over points alone."""
-    centre = x.detach().mean(0)                    # a shift: it leaves the covariance as it is
+    centre = x.detach().mean(0)  # a shift: it leaves the covariance as it is
     x = x - centre
     m, k = idx.shape
-    near = F.embedding_bag(idx, x, mode="sum") / k                                # (M, C) mean neighbour
+    near = F.embedding_bag(idx, x, mode="sum") / k  # (M, C) mean neighbour
     degree = torch.bincount(idx.flatten(), minlength=m).to(x.dtype)[:, None] / k  # (M, 1) in-degree / k
-    mean = torch.cat([near.mean(0), x.mean(0)])                                   # (2C,)
-    jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)      # (C, C) each
+    mean = torch.cat([near.mean(0), x.mean(0)])  # (2C,)
+    jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)  # (C, C) each
     cov = torch.cat([torch.cat([jj, ij.T], 1), torch.cat([ij, ii], 1)]) - mean.outer(mean)
     return mean + torch.cat([centre, centre]), cov
 
@@ -136,7 +136,7 @@ def fold(bn, weight, moments, count):
         mean, var = bn.running_mean, bn.running_var
     else:
         mean = weight @ moments[0]
-        var = ((weight @ moments[1]) * weight).sum(1).clamp_min(0)      # diag(W C W^T)
+        var = ((weight @ moments[1]) * weight).sum(1).clamp_min(0)  # diag(W C W^T)
         with torch.no_grad():
             bn.num_batches_tracked += 1
             bn.running_mean.lerp_(mean, bn.momentum)
@@ -213,9 +213,10 @@ class SecondLayer(torch.autograd.Function):
     def forward(ctx, b, a, weight, idx, measure):
         top = b.new_empty(len(b), len(weight))
         rank = torch.empty_like(top, dtype=torch.uint8)
-        shift = SecondLayer.edges(b, a, idx[:, 0]).mean(0)      # near the mean: the squares do not cancel
+        shift = SecondLayer.edges(b, a, idx[:, 0]).mean(0)  # near the mean: the squares do not cancel
         total, square = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
         for rows in row_blocks(len(b), b.device):
+
             def values():
                 for j in idx[rows].T.contiguous():
                     h = SecondLayer.edges(b, a[rows], j)
@@ -224,6 +225,7 @@ class SecondLayer(torch.autograd.Function):
                         h -= shift
                         total.add_(h.sum(0))
                         square.addmm_(h.T, h)
+
             top[rows], rank[rows] = running_max(values())
         offset = total / idx.numel()
         mean = shift + offset
@@ -239,7 +241,7 @@ class SecondLayer(torch.autograd.Function):
         for rows in row_blocks(len(b), b.device):
             for n, j in enumerate(idx[rows].T.contiguous()):
                 h = SecondLayer.edges(b, a[rows], j)
-                g_win = g_top[rows] * (rank[rows] == n)         # only the winner has a gradient
+                g_win = g_top[rows] * (rank[rows] == n)  # only the winner has a gradient
                 g_weight.addmm_(g_win.T, h)
                 g_h = torch.addmm(g_mean, h, g_cov).addmm_(g_win, weight)
                 g_h = torch.where(h > 0, g_h, SLOPE * g_h)
@@ -261,7 +263,7 @@ class EdgeConv2(EdgeConv):
         # here the max comes before the statistics are known, so the sign of the norm's weight goes along
         sign = torch.where(self.bn2.weight < 0, -1.0, 1.0).to(x.dtype)
         weight = self.linear2.weight
-        top, mean, cov = SecondLayer.apply(b, a, sign[:, None] * weight, idx, self.training)      # (M, C_out)
+        top, mean, cov = SecondLayer.apply(b, a, sign[:, None] * weight, idx, self.training)  # (M, C_out)
         scale, shift = fold(self.bn2, weight, (mean, cov), idx.numel())
         return F.leaky_relu(sign * scale * top + shift, SLOPE)
 
@@ -275,7 +277,7 @@ class LinearEdgeConv(nn.Module):
 
     def forward(self, x, idx):
         weight, bias = self.layers[0].weight, self.layers[0].bias
-        for layer in self.layers[1:]:                        # linear after linear is linear
+        for layer in self.layers[1:]:  # linear after linear is linear
             weight, bias = layer.weight @ weight, F.linear(bias, layer.weight, layer.bias)
         near, centre = pair_weight(weight).chunk(2, 1)
         return neighbour_max(F.linear(x, near), idx) + F.linear(x, centre, bias)
@@ -303,11 +305,11 @@ class TNet(nn.Module):
         return nn.Sequential(PointLayer(k, 64, slope), PointLayer(64, 128, slope))
 
     def features(self, x):
-        return self.front(x.flatten(0, 1))                                         # (B.N, 128)
+        return self.front(x.flatten(0, 1))  # (B.N, 128)
 
     def forward(self, x):
         batch, n, k = x.shape
-        h = self.top(self.features(x).view(batch, n, 128))                         # (B, 1024)
+        h = self.top(self.features(x).view(batch, n, 128))  # (B, 1024)
         return x @ (self.dense(h).view(batch, k, k) + torch.eye(k, dtype=x.dtype, device=x.device))
 
 
@@ -335,13 +337,13 @@ class PointNet(nn.Module):
 
     def forward(self, points):
         batch, n, _ = points.shape
-        x, features = self.tnet3(points).flatten(0, 1), []                         # (B.N, 3)
+        x, features = self.tnet3(points).flatten(0, 1), []  # (B.N, 3)
         for i, layer in enumerate(self.layers):
             if i == 2:
                 x = self.tnet64(x.view(batch, n, 64)).flatten(0, 1)
             x = layer(x)
             features.append(x)
-        point_features = torch.cat(features, 1).view(batch, n, -1)                 # (B, N, 320)
+        point_features = torch.cat(features, 1).view(batch, n, -1)  # (B, N, 320)
         return point_features, self.top(x.view(batch, n, -1))
 
 
@@ -366,9 +368,9 @@ class DGCNN(nn.Module):
     def forward(self, points):
         x, features = self.tnet(points), []
         for conv in self.convs:
-            x = conv(x.flatten(0, 1), graph(x)).view(*points.shape[:2], -1)        # (B, N, C)
+            x = conv(x.flatten(0, 1), graph(x)).view(*points.shape[:2], -1)  # (B, N, C)
             features.append(x)
-        point_features = torch.cat(features, 2)                                    # (B, N, 512)
+        point_features = torch.cat(features, 2)  # (B, N, 512)
         return point_features, self.top(point_features)
 
 
@@ -399,20 +401,31 @@ class PerPointHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(point_dim + GLOBAL, 256, bias=False)
         self.bn = nn.BatchNorm1d(256)
-        self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(0.5), PointLayer(256, 256, 0.0), nn.Dropout(0.5),
-                                  PointLayer(256, 128, 0.0), nn.Linear(128, out))
+        self.rest = nn.Sequential(
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            PointLayer(256, 256, 0.0),
+            nn.Dropout(0.5),
+            PointLayer(256, 128, 0.0),
+            nn.Linear(128, out),
+        )
 
     def forward(self, point_features, global_feature):
         # W [p; g] = W_p p + W_g g: the global feature is never repeated N times
         w_point, w_global = self.linear.weight.split([point_features.shape[-1], GLOBAL], 1)
-        h = F.linear(point_features, w_point) + F.linear(global_feature, w_global)[:, None]      # (B, N, 256)
+        h = F.linear(point_features, w_point) + F.linear(global_feature, w_global)[:, None]  # (B, N, 256)
         return self.rest(self.bn(h.flatten(0, 1))).view(*point_features.shape[:2], -1)
 
 
 def classifier(num_classes, slope):
     """1024 -> 512 -> 256 -> classes, with dropout after each hidden layer: (B, 1024) -> (B, num_classes)."""
-    return nn.Sequential(*dense((GLOBAL, 512), slope), nn.Dropout(0.5),
-                         *dense((512, 256), slope), nn.Dropout(0.5), nn.Linear(256, num_classes))
+    return nn.Sequential(
+        *dense((GLOBAL, 512), slope),
+        nn.Dropout(0.5),
+        *dense((512, 256), slope),
+        nn.Dropout(0.5),
+        nn.Linear(256, num_classes),
+    )
 
 
 class Model(nn.Module):
@@ -458,7 +471,7 @@ class EMA:
             if mine.is_floating_point():
                 mine.lerp_(theirs, 1 - decay)
             else:
-                mine.copy_(theirs)               # the step count of a batch norm
+                mine.copy_(theirs)  # the step count of a batch norm
 
     @torch.no_grad()
     def __call__(self, points):

@@ -1,7 +1,7 @@
 """SM-DSB on one screen: how skewed is a cloud's saliency map, and which samples keep their self-supervised loss.
 
 A labelled cloud whose 3D saliency map (Sec. III-A) is strongly skewed rests its class on a few points; the paper finds
-that its self-supervised gradient then tends to oppose the classification on the target. No target label is needed to see it.
+that its self-supervised gradient then tends to oppose the classification on the target. No target label is needed.
 
     sk  = measure(model, points, labels, loss=ce)     # (B,) skewness of each cloud's saliency map
     lam = select(sk, beta=0.7)                        # (B,) True where the self-supervised loss stays
@@ -32,7 +32,8 @@ def saliency_map(points, grad, alpha=1.0):
     core = (core[:, (x.shape[1] - 1) // 2] + core[:, x.shape[1] // 2]) / 2  # (B, 3), per-axis median, constant
     offset = x - core[:, None]  # (B, N, 3)
     r = offset.norm(dim=-1)  # (B, N)
-    return -(grad * offset).sum(-1) * r**alpha  # Eq. (4): -(dL/dr) r^(1+a), with r dL/dr = g . (p - c): finite at r = 0
+    # -(dL/dr) r^(1+a), with r dL/dr = g . (p - c): no division, finite at r = 0
+    return -(grad * offset).sum(-1) * r**alpha  # Eq. (4)
 
 
 def skewness(saliency):
@@ -47,7 +48,7 @@ def skewness(saliency):
 def select(score, beta=0.7, keep="low", generator=None):
     """Eq. (6), (7): keep the share beta of the batch with the lowest (highest, random) score, (B,) -> (B,) bool.
 
-    Ties at the threshold are dropped, as Eq. (7) says. `random` keeps as many as `low` does without ties; `all` is the base.
+    Ties at the threshold are dropped, as Eq. (7) says. `random` keeps as many as `low` without ties; `all` is the base.
     Raises ValueError for another `keep` or a beta outside [0, 1].
     """
     if keep not in ("low", "high", "random", "all") or not 0 <= beta <= 1:
@@ -93,7 +94,7 @@ def measure(model, points, labels=None, *, loss=None, alpha=1.0, mode="train"):
 
 # ---------------------------------------------------------------- the command: score your own cloud (Fig. 5)
 def three_levels(saliency):
-    """Fig. 5: each map cut into three levels at a third and two thirds of its range d, (..., N) -> (..., N) in {0, 1, 2}."""
+    """Fig. 5: each map cut into three levels, at d/3 and 2d/3 of its range d, (..., N) -> (..., N) in {0, 1, 2}."""
     low, high = saliency.amin(-1, keepdim=True), saliency.amax(-1, keepdim=True)
     return ((saliency - low) / (high - low).clamp_min(1e-30) * 3).long().clamp(0, 2)
 
@@ -112,7 +113,7 @@ def main():
     points = read_cloud(args.cloud)  # (N, 3), unit sphere
     checkpoint = load_checkpoint(args.ckpt)
     if checkpoint["config"]["args"]["task"].startswith("seg"):
-        raise UserError(f"{args.ckpt} segments; saliency.py explains a classifier: give a checkpoint of M_S, M_SC, ...")
+        raise UserError(f"{args.ckpt} segments; give a checkpoint of M_S, M_SC, ..., which classifies")
     model = model_of(checkpoint).eval()
     alpha = checkpoint["config"]["args"]["alpha"]
 

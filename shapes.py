@@ -19,8 +19,7 @@ CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor",
 PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
 POINTS = 2048
 # test clouds of each class; train has twice as many. S and SC lean the way ShapeNet-10 and ScanNet-10 do
-COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40],
-          "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
+COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40], "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
 BODIES = {"train": 40, "val": 10, "test": 20}
 
 
@@ -33,7 +32,7 @@ def loft(rings):
     return np.concatenate(halves).reshape(-1, 3, 3)
 
 
-def circle(n, radius, z=0.):
+def circle(n, radius, z=0.0):
     """n points (n, 3) on a level circle around the z axis."""
     angle = np.arange(n) * 2 * np.pi / n
     return np.stack([radius * np.cos(angle), radius * np.sin(angle), np.full(n, z)], axis=1)
@@ -55,8 +54,8 @@ def lathe(radii, heights, power=2, sides=16):
 
 def cushion(base, size, power=5):
     """A block with soft edges, (width, depth, height), standing on `base`; round for power 2."""
-    half = np.outer([0, .88, 1, 1, .88, 0], size[:2]) / 2
-    return lathe(half, np.array([0, 0, .25, .75, 1, 1]) * size[2], power) + base
+    half = np.outer([0, 0.88, 1, 1, 0.88, 0], size[:2]) / 2
+    return lathe(half, np.array([0, 0, 0.25, 0.75, 1, 1]) * size[2], power) + base
 
 
 def turn(triangles, degrees, axis=2):
@@ -68,7 +67,7 @@ def turn(triangles, degrees, axis=2):
     return triangles @ rotation.T
 
 
-UNIT_BOX = turn(lathe(np.array([0, 1, 1, 0]) * math.sqrt(.5), [-.5, -.5, .5, .5], sides=4), 45)
+UNIT_BOX = turn(lathe(np.array([0, 1, 1, 0]) * math.sqrt(0.5), [-0.5, -0.5, 0.5, 0.5], sides=4), 45)
 
 
 def box(centre, size):
@@ -83,16 +82,16 @@ def tube(start, end, *radii):
     radii = np.array([0, *radii, 0] if len(radii) > 1 else [0, *radii, *radii, 0])
     along = np.array([0, *np.linspace(0, 1, len(radii) - 2), 1])
     axis = (end - start) / np.linalg.norm(end - start, axis=1, keepdims=True)
-    u = np.cross(axis, np.where(np.abs(axis[:, :1]) < .8, [1., 0, 0], [0, 1., 0]))
+    u = np.cross(axis, np.where(np.abs(axis[:, :1]) < 0.8, [1.0, 0, 0], [0, 1.0, 0]))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     ring = circle(8, 1)[:, :2] @ np.stack([u, np.cross(axis, u)], axis=1)  # (K, 8, 3)
     spine = start[:, None] + along[:, None] * (end - start)[:, None]  # (K, rings, 3)
     return loft(spine[:, :, None] + radii[:, None, None] * ring[:, None])  # (K, rings, 8, 3)
 
 
-def legs(width, depth, top, r=.03, splay=0.):
+def legs(width, depth, top, r=0.03, splay=0.0):
     """Four legs from the corners of a width x depth rectangle at z = top down to the floor."""
-    corner = np.r_[pair(.5, -.5, 0), pair(-.5, .5, 0)]
+    corner = np.r_[pair(0.5, -0.5, 0), pair(-0.5, 0.5, 0)]
     return tube(corner * [width, depth, 0] + [0, 0, top], corner * [width + splay, depth + splay, 0], r)
 
 
@@ -104,7 +103,7 @@ def leaves(base, heading, pitch, length, width, droop):
     spine = np.concatenate([0 * step[:, :1], np.cumsum(step, axis=1)], axis=1) / 4  # (L, 5, 3)
     spine = base[:, None] + spine * length[:, None, None]
     across = np.stack([-along[:, 1], along[:, 0], 0 * heading], axis=1)[:, None]  # (L, 1, 3)
-    side = across * np.array([.3, .9, 1, .7, .05])[:, None] * width / 2
+    side = across * np.array([0.3, 0.9, 1, 0.7, 0.05])[:, None] * width / 2
     # rings of two points: the way there and the way back are the two sides of the leaf
     return loft(np.stack([spine - side, spine + side], axis=-2))
 
@@ -139,149 +138,192 @@ class Draw:
 # -------------------------------------------------------------------------- the ten classes
 def bathtub(d):
     """A hollow basin with a rim and a tap, boxed in or free-standing with sloping walls."""
-    half, high, rim = np.array([d(.7, .95), d(.33, .48)]), d(.42, .68), d(.04, .1)
-    power, taper = d.of((9, .97), (d(2, 3), d(.75, .9)), (2, .65))
+    half, high, rim = np.array([d(0.7, 0.95), d(0.33, 0.48)]), d(0.42, 0.68), d(0.04, 0.1)
+    power, taper = d.of((9, 0.97), (d(2, 3), d(0.75, 0.9)), (2, 0.65))
     inner = half - rim
-    radii = [0 * half, taper * half, half, inner, d(.7, .85) * inner, 0 * half]
-    basin = lathe(radii, [0, 0, high, high, .09, .09], [power] * 3 + [max(power / 2, 2.5)] * 3, 24)
-    tap = np.array([[half[0] - .05, 0, high], [half[0] - .05, 0, high + .16], [half[0] - .2, 0, high + .14]])
-    return [basin, tube(tap[:-1], tap[1:], .022)]
+    radii = [0 * half, taper * half, half, inner, d(0.7, 0.85) * inner, 0 * half]
+    basin = lathe(radii, [0, 0, high, high, 0.09, 0.09], [power] * 3 + [max(power / 2, 2.5)] * 3, 24)
+    tap = np.array([[half[0] - 0.05, 0, high], [half[0] - 0.05, 0, high + 0.16], [half[0] - 0.2, 0, high + 0.14]])
+    return [basin, tube(tap[:-1], tap[1:], 0.022)]
 
 
 def bed(d):
     """Frame, mattress, blanket and pillows with a headboard; four posts in the wider style."""
-    w, long, frame, thick, head = d(.9, 1.9), d(1.85, 2.15), d(.2, .45), d(.16, .32), d(.75, 1.3)
-    parts = [box((0, 0, frame - .08), (w, long, .16)), legs(w - .1, long - .1, d.of(frame, 1.6), .04),
-             cushion((0, 0, frame), (w - .04, long - .04, thick), 12),
-             cushion((0, -.2 * long, frame + .02), (w + .05, .58 * long, thick + .04), 14),
-             box((0, long / 2 + .03, head / 2), (w + .08, .06, head))]
-    return parts + [cushion((x, long / 2 - .28, frame + thick - .02), (min(.7, .46 * w), .4, .16), 3)
-                    for x in ([-w / 4, w / 4] if w > 1.25 else [0])]
+    w, long, frame, thick, head = d(0.9, 1.9), d(1.85, 2.15), d(0.2, 0.45), d(0.16, 0.32), d(0.75, 1.3)
+    parts = [
+        box((0, 0, frame - 0.08), (w, long, 0.16)),
+        legs(w - 0.1, long - 0.1, d.of(frame, 1.6), 0.04),
+        cushion((0, 0, frame), (w - 0.04, long - 0.04, thick), 12),
+        cushion((0, -0.2 * long, frame + 0.02), (w + 0.05, 0.58 * long, thick + 0.04), 14),
+        box((0, long / 2 + 0.03, head / 2), (w + 0.08, 0.06, head)),
+    ]
+    return parts + [
+        cushion((x, long / 2 - 0.28, frame + thick - 0.02), (min(0.7, 0.46 * w), 0.4, 0.16), 3)
+        for x in ([-w / 4, w / 4] if w > 1.25 else [0])
+    ]
 
 
 def bookshelf(d):
     """Boards between two sides and a back, open in front, with books; on bare posts in the wider style."""
-    w, h, depth, n, t = d(.6, 1.4), d(1.1, 2.2), d(.22, .42), int(d(3, 7)), .028
-    level = np.linspace(.07, h - t / 2, n + 1)
-    walls = np.r_[box(pair(w / 2, 0, h / 2), (t, depth, h)), box((0, depth / 2, h / 2), (w, .012, h))]
+    w, h, depth, n, t = d(0.6, 1.4), d(1.1, 2.2), d(0.22, 0.42), int(d(3, 7)), 0.028
+    level = np.linspace(0.07, h - t / 2, n + 1)
+    walls = np.r_[box(pair(w / 2, 0, h / 2), (t, depth, h)), box((0, depth / 2, h / 2), (w, 0.012, h))]
     # each board carries a run of books, from somewhere on to its right end
-    wide, tall = d.rng.uniform(.025, .06, (n, 30)), d.rng.uniform(.55, .9, (n, 30)) * (level[1] - level[0])
-    x = np.cumsum(wide, axis=1) - wide / 2 + w * d.rng.uniform(-.5, .6, (n, 1))
-    centre = np.stack([x, np.full_like(x, .08 * depth), level[:-1, None] + tall / 2], axis=-1)
-    size = np.stack([.92 * wide, np.full_like(x, .75 * depth), tall], axis=-1)
+    wide, tall = d.rng.uniform(0.025, 0.06, (n, 30)), d.rng.uniform(0.55, 0.9, (n, 30)) * (level[1] - level[0])
+    x = np.cumsum(wide, axis=1) - wide / 2 + w * d.rng.uniform(-0.5, 0.6, (n, 1))
+    centre = np.stack([x, np.full_like(x, 0.08 * depth), level[:-1, None] + tall / 2], axis=-1)
+    size = np.stack([0.92 * wide, np.full_like(x, 0.75 * depth), tall], axis=-1)
     stay = x + wide / 2 < w / 2 - t
-    return [box(level[:, None] * [0, 0, 1], (w, depth, t)), box(centre[stay], size[stay]),
-            d.of(walls, walls, legs(w, depth, h, .022))]
+    return [
+        box(level[:, None] * [0, 0, 1], (w, depth, t)),
+        box(centre[stay], size[stay]),
+        d.of(walls, walls, legs(w, depth, h, 0.022)),
+    ]
 
 
 def cabinet(d):
     """A closed box on feet, with a top; doors or drawers with knobs in front."""
-    w, h, depth, base = d(.5, 1.5), d(.6, 1.8), d(.38, .6), d(.03, .16)
+    w, h, depth, base = d(0.5, 1.5), d(0.6, 1.8), d(0.38, 0.6), d(0.03, 0.16)
     columns, rows = d.of((2, 1), (1, 3), (2, 2), (1, 4), (2, 3), (3, 1))
     row, column = np.divmod(np.arange(columns * rows), columns)
     wide, tall = w / columns, (h - base) / rows
-    front = np.stack([(column + .5) * wide - w / 2, 0 * row - .51 * depth, base + (row + .5) * tall], axis=1)
+    front = np.stack([(column + 0.5) * wide - w / 2, 0 * row - 0.51 * depth, base + (row + 0.5) * tall], axis=1)
     # the knobs of a pair of doors are close to the gap between them, that of a drawer in its middle
-    knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - .09) * (wide < 1.2 * tall), [1, 0, 0])
-    return [box((0, 0, (h + base) / 2), (w, depth, h - base)), legs(w - .08, depth - .08, base),
-            box((0, 0, h), (w + .06, depth + .06, .035)), box(front, (wide - .06, .04, tall - .06)),
-            tube(knob, knob + [0, -.08, 0], .025)]
+    knob = front + np.outer((1 - 2 * (column % 2)) * (wide / 2 - 0.09) * (wide < 1.2 * tall), [1, 0, 0])
+    return [
+        box((0, 0, (h + base) / 2), (w, depth, h - base)),
+        legs(w - 0.08, depth - 0.08, base),
+        box((0, 0, h), (w + 0.06, depth + 0.06, 0.035)),
+        box(front, (wide - 0.06, 0.04, tall - 0.06)),
+        tube(knob, knob + [0, -0.08, 0], 0.025),
+    ]
 
 
 def chair(d):
     """Seat, leaning back, legs or a swivel foot, armrests at times; round backs in the wider style."""
-    w, depth, h, t, high = d(.38, .56), d(.38, .54), d(.4, .52), d(.03, .1), d(.32, .62)
-    posts, up = pair(w / 2 - .02, 0, 0), np.array([0, 0, high])
-    slats, oval = np.outer([.3, .53, .77, 1], up), turn(cushion((0, 0, 0), (w, .8 * high, .05), 2), 90, 0)
-    back = d.of(box(.5 * up, (w, .04, high)),
-                np.r_[box(slats, (w, .02, high / 7)), tube(posts, posts + up, .018)],
-                np.r_[oval + .6 * up, tube(posts, posts + .5 * up, .018)])
-    post = tube((0, 0, .02), (0, 0, h), .03)
-    stand = d.of(legs(w - .04, depth - .04, h, d(.014, .028), d(0, .12)),
-                 np.r_[post, tube((0, 0, .09), circle(5, .3, .03), .025)],
-                 np.r_[post, lathe([0, .24, .2, 0], [0, 0, .03, .06])])
+    w, depth, h, t, high = d(0.38, 0.56), d(0.38, 0.54), d(0.4, 0.52), d(0.03, 0.1), d(0.32, 0.62)
+    posts, up = pair(w / 2 - 0.02, 0, 0), np.array([0, 0, high])
+    slats, oval = np.outer([0.3, 0.53, 0.77, 1], up), turn(cushion((0, 0, 0), (w, 0.8 * high, 0.05), 2), 90, 0)
+    back = d.of(
+        box(0.5 * up, (w, 0.04, high)),
+        np.r_[box(slats, (w, 0.02, high / 7)), tube(posts, posts + up, 0.018)],
+        np.r_[oval + 0.6 * up, tube(posts, posts + 0.5 * up, 0.018)],
+    )
+    post = tube((0, 0, 0.02), (0, 0, h), 0.03)
+    stand = d.of(
+        legs(w - 0.04, depth - 0.04, h, d(0.014, 0.028), d(0, 0.12)),
+        np.r_[post, tube((0, 0, 0.09), circle(5, 0.3, 0.03), 0.025)],
+        np.r_[post, lathe([0, 0.24, 0.2, 0], [0, 0, 0.03, 0.06])],
+    )
     seat = cushion((0, 0, h - t / 2), (w, depth, t), d.of(20, 4, 2))
-    arm, elbow = pair(w / 2, 0, h + .22), pair(w / 2, -.4 * depth, h)
-    rests = [box(arm, (.05, .85 * depth, .03)), tube(elbow, elbow + [0, 0, .22], .015)]
-    return [seat, stand, turn(back, -d(2, 16), 0) + [0, depth / 2 - .02, h]] + rests * (d.rng.random() < .4)
+    arm, elbow = pair(w / 2, 0, h + 0.22), pair(w / 2, -0.4 * depth, h)
+    rests = [box(arm, (0.05, 0.85 * depth, 0.03)), tube(elbow, elbow + [0, 0, 0.22], 0.015)]
+    return [seat, stand, turn(back, -d(2, 16), 0) + [0, depth / 2 - 0.02, h]] + rests * (d.rng.random() < 0.4)
 
 
 def lamp(d):
     """Floor, table or pendant lamp; tripod and arc in the wider style."""
-    r, high, tall, waist, drop, taper = d(.13, .22), d(.16, .3), d(1.2, 1.7), d(.04, .1), d(.2, .8), d(.45, 1)
-    foot, up, low = lathe([0, .15, .14, 0], [0, 0, .025, .04]), [0, 0, tall], .2 * tall
-    vase = lathe([0, .1, .1, .03, waist, waist, .02, 0], low * np.array([0, 0, .06, .1, .4, .7, .95, 1.3]))
-    ceiling = lathe([0, .06, .06, 0], [tall, tall, tall + .04, tall + .04])
+    r, high, tall, waist, drop, taper = d(0.13, 0.22), d(0.16, 0.3), d(1.2, 1.7), d(0.04, 0.1), d(0.2, 0.8), d(0.45, 1)
+    foot, up, low = lathe([0, 0.15, 0.14, 0], [0, 0, 0.025, 0.04]), [0, 0, tall], 0.2 * tall
+    vase = lathe([0, 0.1, 0.1, 0.03, waist, waist, 0.02, 0], low * np.array([0, 0, 0.06, 0.1, 0.4, 0.7, 0.95, 1.3]))
+    ceiling = lathe([0, 0.06, 0.06, 0], [tall, tall, tall + 0.04, tall + 0.04])
     angle = np.linspace(0, d(2.1, 2.7), 8)
-    arm = np.r_[[[0, 0, 0]], np.stack([.5 * np.cos(angle) - .5, 0 * angle, 1 + .6 * np.sin(angle)], axis=1)]
+    arm = np.r_[[[0, 0, 0]], np.stack([0.5 * np.cos(angle) - 0.5, 0 * angle, 1 + 0.6 * np.sin(angle)], axis=1)]
     # each style is a stem and the place of the shade
-    stem, at = d.of((np.r_[foot, tube((0, 0, 0), up, .018)], [0, 0, tall - .6 * high]), (vase, [0, 0, low]),
-                    (np.r_[tube((0, 0, drop), up, .01), ceiling], [0, 0, drop - .9 * high]),
-                    (tube(circle(3, .3), up, .016), [0, 0, tall - .6 * high]),
-                    (np.r_[foot, tube(arm[:-1], arm[1:], .016)], arm[-1] - [0, 0, .8 * high]))
-    shade = lathe([r, taper * r, .92 * taper * r, .92 * r, r], [0, high, high, 0, 0])  # open at both ends
+    stem, at = d.of(
+        (np.r_[foot, tube((0, 0, 0), up, 0.018)], [0, 0, tall - 0.6 * high]),
+        (vase, [0, 0, low]),
+        (np.r_[tube((0, 0, drop), up, 0.01), ceiling], [0, 0, drop - 0.9 * high]),
+        (tube(circle(3, 0.3), up, 0.016), [0, 0, tall - 0.6 * high]),
+        (np.r_[foot, tube(arm[:-1], arm[1:], 0.016)], arm[-1] - [0, 0, 0.8 * high]),
+    )
+    shade = lathe([r, taper * r, 0.92 * taper * r, 0.92 * r, r], [0, high, high, 0, 0])  # open at both ends
     return [stem, shade + at]
 
 
 def monitor(d):
     """A framed flat screen on a neck and a foot; in the wider style also with a picture tube behind."""
-    w, h, t, gap = d(.46, .76), d(.26, .5), d(.02, .05), d(.06, .16)
-    picture_tube = lathe(np.outer([0, .5, .5, .3, 0], [w, h]), np.array([0, 0, .2, .6, .62]) * w, 8)
-    behind = d.of(box((0, t, -.05 * h), (.5 * w, t + .02, .5 * h)), turn(picture_tube, -90, 0))
-    screen = np.r_[box((0, 0, 0), (w, t, h)), box(pair(w / 2, 0, 0), (.025, t + .02, h)), behind,
-                   box([[0, 0, -h / 2], [0, 0, h / 2]], (w, t + .02, .025))]
-    neck = box((0, .03, (gap + .3 * h) / 2), (d(.05, .09), .03, gap + .3 * h))
-    foot = cushion((0, .03, 0), (.4 * w, .22, .025), 2 if d.rng.random() < .5 else 20)
+    w, h, t, gap = d(0.46, 0.76), d(0.26, 0.5), d(0.02, 0.05), d(0.06, 0.16)
+    picture_tube = lathe(np.outer([0, 0.5, 0.5, 0.3, 0], [w, h]), np.array([0, 0, 0.2, 0.6, 0.62]) * w, 8)
+    behind = d.of(box((0, t, -0.05 * h), (0.5 * w, t + 0.02, 0.5 * h)), turn(picture_tube, -90, 0))
+    screen = np.r_[
+        box((0, 0, 0), (w, t, h)),
+        box(pair(w / 2, 0, 0), (0.025, t + 0.02, h)),
+        behind,
+        box([[0, 0, -h / 2], [0, 0, h / 2]], (w, t + 0.02, 0.025)),
+    ]
+    neck = box((0, 0.03, (gap + 0.3 * h) / 2), (d(0.05, 0.09), 0.03, gap + 0.3 * h))
+    foot = cushion((0, 0.03, 0), (0.4 * w, 0.22, 0.025), 2 if d.rng.random() < 0.5 else 20)
     return [turn(screen, d(-8, 4), 0) + [0, 0, gap + h / 2], neck, foot]
 
 
 def plant(d):
     """Leaves above a pot: bush, rosette or tree; sword leaves and palm in the wider style."""
-    r, deep, rng = d(.11, .2), d(.16, .34), d.rng
+    r, deep, rng = d(0.11, 0.2), d(0.16, 0.34), d.rng
     # number of leaves, stem, radius of the crown they start in, pitch; their length, width and droop
     n, stem, crown, pitch, length, width, droop = d.of(
-        (60, d(.1, .2), d(.2, .3), (-.7, 1.5), .17, .09, .2), (26, .02, .06, (.5, 1.4), d(.4, .65), .06, .38),
-        (70, d(.5, .9), d(.2, .3), (-.9, 1.5), .17, .09, .2), (16, .02, .07, (1.2, 1.6), d(.5, .8), .08, .02),
-        (24, d(.4, .8), .02, (.1, 1.3), d(.35, .55), .08, .4))
+        (60, d(0.1, 0.2), d(0.2, 0.3), (-0.7, 1.5), 0.17, 0.09, 0.2),
+        (26, 0.02, 0.06, (0.5, 1.4), d(0.4, 0.65), 0.06, 0.38),
+        (70, d(0.5, 0.9), d(0.2, 0.3), (-0.9, 1.5), 0.17, 0.09, 0.2),
+        (16, 0.02, 0.07, (1.2, 1.6), d(0.5, 0.8), 0.08, 0.02),
+        (24, d(0.4, 0.8), 0.02, (0.1, 1.3), d(0.35, 0.55), 0.08, 0.4),
+    )
     heading, pitch = rng.uniform(0, 2 * np.pi, n), rng.uniform(*pitch, n)
     away = np.stack([np.cos(heading) * np.cos(pitch), np.sin(heading) * np.cos(pitch), np.sin(pitch)], axis=1)
-    top = np.array([0, 0, .88 * deep + stem + .7 * crown])
-    base = top + crown * away * rng.uniform(.3, 1, (n, 1))
-    pot = lathe(r * np.array([0, d(.6, .95), 1, 1.1, 1.1, .95, .9, 0]),
-                deep * np.array([0, 0, .85, .85, 1, 1, .88, .88]), d.of(2, 2, 9))
-    return [pot, tube((0, 0, .8 * deep), top, .022, .016),
-            leaves(base, heading, pitch, length * rng.uniform(.7, 1.1, n), width, droop)]
+    top = np.array([0, 0, 0.88 * deep + stem + 0.7 * crown])
+    base = top + crown * away * rng.uniform(0.3, 1, (n, 1))
+    pot = lathe(
+        r * np.array([0, d(0.6, 0.95), 1, 1.1, 1.1, 0.95, 0.9, 0]),
+        deep * np.array([0, 0, 0.85, 0.85, 1, 1, 0.88, 0.88]),
+        d.of(2, 2, 9),
+    )
+    return [
+        pot,
+        tube((0, 0, 0.8 * deep), top, 0.022, 0.016),
+        leaves(base, heading, pitch, length * rng.uniform(0.7, 1.1, n), width, droop),
+    ]
 
 
 def sofa(d):
     """Base, back, arms and cushions on feet; with a corner seat in the wider style."""
-    w, depth, arm, t, foot = d(1.4, 2.4), d(.75, 1.), d(.12, .26), d(.14, .22), d(.08, .18)
-    seat, high, rise, n = d(.32, .4), d(.75, 1.), d(.56, .7), 3 if w > 1.85 else 2
+    w, depth, arm, t, foot = d(1.4, 2.4), d(0.75, 1.0), d(0.12, 0.26), d(0.14, 0.22), d(0.08, 0.18)
+    seat, high, rise, n = d(0.32, 0.4), d(0.75, 1.0), d(0.56, 0.7), 3 if w > 1.85 else 2
     each, middle = (w - 2 * arm) / n, (seat + foot) / 2
-    parts = [box((0, 0, middle), (w - 2 * arm, depth, seat - foot)), legs(w - .1, depth - .1, foot),
-             box((0, depth / 2 - t / 2, (high + foot) / 2), (w - 2 * arm, t, high - foot)),
-             box(pair((w - arm) / 2, 0, (rise + foot) / 2), (arm, depth, rise - foot))]
-    upright = turn(cushion((0, 0, 0), (.92 * each, high - seat - .1, .14), 6), 80, 0)
+    parts = [
+        box((0, 0, middle), (w - 2 * arm, depth, seat - foot)),
+        legs(w - 0.1, depth - 0.1, foot),
+        box((0, depth / 2 - t / 2, (high + foot) / 2), (w - 2 * arm, t, high - foot)),
+        box(pair((w - arm) / 2, 0, (rise + foot) / 2), (arm, depth, rise - foot)),
+    ]
+    upright = turn(cushion((0, 0, 0), (0.92 * each, high - seat - 0.1, 0.14), 6), 80, 0)
     for x in each * (np.arange(n) - (n - 1) / 2):
-        parts += [cushion((x, -t / 2, seat), (.94 * each, depth - t, .14), 8),
-                  upright + [x, depth / 2 - t - .02, (high + seat) / 2 + .08]]
-    x, reach = d.of(-1, 1) * (w / 2 - .4), d(.5, .9)
-    corner = np.r_[box((x, -depth / 2 - reach / 2, middle), (.8, reach, seat - foot)),
-                   cushion((x, -depth / 2 - reach / 2, seat), (.78, reach, .14), 8)]
+        parts += [
+            cushion((x, -t / 2, seat), (0.94 * each, depth - t, 0.14), 8),
+            upright + [x, depth / 2 - t - 0.02, (high + seat) / 2 + 0.08],
+        ]
+    x, reach = d.of(-1, 1) * (w / 2 - 0.4), d(0.5, 0.9)
+    corner = np.r_[
+        box((x, -depth / 2 - reach / 2, middle), (0.8, reach, seat - foot)),
+        cushion((x, -depth / 2 - reach / 2, seat), (0.78, reach, 0.14), 8),
+    ]
     return parts + d.of([], [], [corner])
 
 
 def table(d):
     """A rectangular or round top on legs or a pedestal; in the wider style panels, trestles or drawers."""
-    w, depth, h, t, power = d(.8, 1.7), d(.6, 1.), d(.45, .8), d(.025, .06), d.of(20, 2, 20)
-    w, lw, ld = (1.2 * depth, .8 * depth, .66 * depth) if power == 2 else (w, w - .1, depth - .1)
+    w, depth, h, t, power = d(0.8, 1.7), d(0.6, 1.0), d(0.45, 0.8), d(0.025, 0.06), d.of(20, 2, 20)
+    w, lw, ld = (1.2 * depth, 0.8 * depth, 0.66 * depth) if power == 2 else (w, w - 0.1, depth - 0.1)
     far, near, up, bar = pair(lw / 2, ld / 2, 0), pair(lw / 2, -ld / 2, 0), [0, 0, h], pair(lw / 2, 0, h / 2)
-    four = legs(lw, ld, h, d(.022, .045), d(0, .1))
-    stand = d.of(four, four, np.r_[tube((0, 0, .02), up, d(.04, .08)), lathe([0, .3 * w, 0], [0, 0, .05])],
-                 np.r_[box(bar, (.035, ld, h)), box((0, ld / 2, .7 * h), (lw, .02, .4 * h))],
-                 np.r_[tube(far, near + up, .03), tube(near, far + up, .03), tube(*bar, .025)],
-                 np.r_[four, box((.32 * lw, 0, .72 * h), (.3 * lw, .85 * ld, .5 * h))])
-    return [lathe(np.outer([0, .5, .5, 0], [w, depth]), [h, h, h + t, h + t], power, 24), stand]
+    four = legs(lw, ld, h, d(0.022, 0.045), d(0, 0.1))
+    stand = d.of(
+        four,
+        four,
+        np.r_[tube((0, 0, 0.02), up, d(0.04, 0.08)), lathe([0, 0.3 * w, 0], [0, 0, 0.05])],
+        np.r_[box(bar, (0.035, ld, h)), box((0, ld / 2, 0.7 * h), (lw, 0.02, 0.4 * h))],
+        np.r_[tube(far, near + up, 0.03), tube(near, far + up, 0.03), tube(*bar, 0.025)],
+        np.r_[four, box((0.32 * lw, 0, 0.72 * h), (0.3 * lw, 0.85 * ld, 0.5 * h))],
+    )
+    return [lathe(np.outer([0, 0.5, 0.5, 0], [w, depth]), [h, h, h + t, h + t], power, 24), stand]
 
 
 MAKERS = (bathtub, bed, bookshelf, cabinet, chair, lamp, monitor, plant, sofa, table)
@@ -291,7 +333,7 @@ MAKERS = (bathtub, bed, bookshelf, cabinet, chair, lamp, monitor, plant, sofa, t
 def build(label, wide, rng):
     """One object of class `label` (0..9) -> triangles (T, 3, 3); `wide` as in S."""
     triangles = np.concatenate(MAKERS[label](Draw(rng, wide)))
-    return turn(triangles * (rng.uniform(.75, 1.3, 3) if wide else 1), rng.uniform(-2, 2))
+    return turn(triangles * (rng.uniform(0.75, 1.3, 3) if wide else 1), rng.uniform(-2, 2))
 
 
 def exposure(points, normals, eye, cells=64):
@@ -310,21 +352,21 @@ def exposure(points, normals, eye, cells=64):
         nearest = np.minimum(nearest, np.minimum(np.roll(nearest, step), np.roll(nearest, -step)))
     cosine = -np.einsum("ij,ij->i", ray, normals) / distance
     # a slanted surface is itself deeper two cells further, across or askew, so it gets that much slack
-    slack = 3 * cell * distance / np.clip(cosine, .2, 1)
-    return np.where(distance < nearest[pixel] + slack, np.maximum(cosine, 0), 0) / distance ** 2
+    slack = 3 * cell * distance / np.clip(cosine, 0.2, 1)
+    return np.where(distance < nearest[pixel] + slack, np.maximum(cosine, 0), 0) / distance**2
 
 
-def scan(triangles, rng, n=POINTS, noise=.012):
+def scan(triangles, rng, n=POINTS, noise=0.012):
     """Simulated depth scan -> points (n, 3) of radius about 1: what one to three views see of the object."""
     low, high = triangles.min((0, 1)), triangles.max((0, 1))
     middle, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
-    if rng.random() < .5:  # a patch of floor is left in
-        patch = box((*rng.uniform(-.2, .2, 2), -.5), (*rng.uniform(.5, 1.1, 2), .01))
+    if rng.random() < 0.5:  # a patch of floor is left in
+        patch = box((*rng.uniform(-0.2, 0.2, 2), -0.5), (*rng.uniform(0.5, 1.1, 2), 0.01))
         triangles = np.concatenate([triangles, middle + patch * (high - low)])
     points, normals, _ = sample((triangles - middle) / radius, 3 * n, rng)
-    if rng.random() < .5:  # a half-space is cropped
+    if rng.random() < 0.5:  # a half-space is cropped
         along = points @ rng.normal(size=3)
-        keep = along <= np.quantile(along, rng.uniform(.75, 1))
+        keep = along <= np.quantile(along, rng.uniform(0.75, 1))
         points, normals = points[keep], normals[keep]
     # furniture stands against walls: the views lie in front of it, and share the points between them
     views, front, clouds = rng.integers(1, 4), rng.uniform(-50, 50), []
@@ -335,49 +377,53 @@ def scan(triangles, rng, n=POINTS, noise=.012):
         seen = points[np.searchsorted(cumulative, rng.random(count) * cumulative[-1])]
         ray = (seen - eye) / np.linalg.norm(seen - eye, axis=1, keepdims=True)
         # range noise along the ray, and views that are registered imperfectly
-        clouds.append(seen + noise * (rng.normal(size=(count, 1)) * ray + .8 * rng.normal(size=3)))
+        clouds.append(seen + noise * (rng.normal(size=(count, 1)) * ray + 0.8 * rng.normal(size=3)))
     return turn(np.concatenate(clouds), rng.uniform(0, 360))
 
 
 # -------------------------------------------------------------------------- bodies
 # degrees: arms raised sideways, arms swung, thighs swung, knees bent; girth; thinning upwards; noise
-FIGURES = {"seg_F": ((15, 50), (-15, 15), (-10, 10), (0, 10), (.9, 1.2), 0, .002),  # subjects who stand
-           "seg_M": ((5, 30), (10, 50), (10, 30), (0, 15), (1., 1.5), 0, .004),  # walking, heavier
-           "seg_A": ((60, 170), (-20, 30), (-15, 15), (0, 20), (.85, 1.1), 1.5, .004),  # arms up, uneven
-           "seg_S": ((0, 110), (-60, 60), (-30, 30), (0, 60), (1.05, 1.06), 0, .008)}  # one subject, bending
+FIGURES = {
+    "seg_F": ((15, 50), (-15, 15), (-10, 10), (0, 10), (0.9, 1.2), 0, 0.002),  # subjects who stand
+    "seg_M": ((5, 30), (10, 50), (10, 30), (0, 15), (1.0, 1.5), 0, 0.004),  # walking, heavier
+    "seg_A": ((60, 170), (-20, 30), (-15, 15), (0, 20), (0.85, 1.1), 1.5, 0.004),  # arms up, uneven
+    "seg_S": ((0, 110), (-60, 60), (-30, 30), (0, 60), (1.05, 1.06), 0, 0.008),
+}  # one subject, bending
 
 
 def direction(swing, spread):
     """Unit vector of a limb hanging down, swung forward (to -y), then spread to the right (+x); degrees."""
-    return turn(turn(np.array([0, 0, -1.]), -swing, 0), -spread, 1)
+    return turn(turn(np.array([0, 0, -1.0]), -swing, 0), -spread, 1)
 
 
 def body(rng, arm, reach, stride, bend, girth):
     """A posed figure, hips at the origin -> triangles (T, 3, 3), part of each (T,); ranges as in FIGURES."""
-    fat, tall, ball = rng.uniform(*girth), rng.uniform(.92, 1.08), np.linspace(0, np.pi, 8)
-    bend, stride, belly, lead = rng.uniform(*bend), rng.uniform(*stride), .7 + .3 * fat, rng.choice((-1, 1))
-    width, depth = [0, .1, .17, .15 * fat, .18, .2, .06, 0], [0, .08, .12, .11 * fat, .13, .11, .06, 0]
-    trunk = lathe(belly * np.c_[width, depth], tall * np.array([-.1, -.1, 0, .2, .4, .53, .6, .6]))
-    parts = [(3, trunk), (7, lathe(np.outer(np.sin(ball), [.085, .1]), .71 * tall - .125 * np.cos(ball)))]
+    fat, tall, ball = rng.uniform(*girth), rng.uniform(0.92, 1.08), np.linspace(0, np.pi, 8)
+    bend, stride, belly, lead = rng.uniform(*bend), rng.uniform(*stride), 0.7 + 0.3 * fat, rng.choice((-1, 1))
+    width, depth = [0, 0.1, 0.17, 0.15 * fat, 0.18, 0.2, 0.06, 0], [0, 0.08, 0.12, 0.11 * fat, 0.13, 0.11, 0.06, 0]
+    trunk = lathe(belly * np.c_[width, depth], tall * np.array([-0.1, -0.1, 0, 0.2, 0.4, 0.53, 0.6, 0.6]))
+    parts = [(3, trunk), (7, lathe(np.outer(np.sin(ball), [0.085, 0.1]), 0.71 * tall - 0.125 * np.cos(ball)))]
     for side in (-1, 1):
         spread, raised, ahead = side * rng.uniform(3, 14), side * rng.uniform(*arm), side * lead
         # an arm swings against its leg; the knee behind folds more
         thigh, forward = ahead * stride + bend, -ahead * rng.uniform(*reach)
-        shin = thigh - 1.6 * bend - .5 * max(0, -ahead * stride) - rng.uniform(0, 10)
-        hip, shoulder = np.array([side * .09, 0, 0]), np.array([side * .2 * belly, 0, .5 * tall])
-        knee = hip + .4 * tall * direction(thigh, spread)
-        ankle = knee + .38 * tall * direction(shin, spread)
-        elbow = shoulder + .27 * direction(forward, raised)
+        shin = thigh - 1.6 * bend - 0.5 * max(0, -ahead * stride) - rng.uniform(0, 10)
+        hip, shoulder = np.array([side * 0.09, 0, 0]), np.array([side * 0.2 * belly, 0, 0.5 * tall])
+        knee = hip + 0.4 * tall * direction(thigh, spread)
+        ankle = knee + 0.38 * tall * direction(shin, spread)
+        elbow = shoulder + 0.27 * direction(forward, raised)
         lower = direction(forward + rng.uniform(5, 60), raised)
-        wrist = elbow + .24 * lower
-        parts += [(0, tube(ankle + [0, .05, -.04], ankle + [side * .03, -.17, -.05], .04, .045, .03)),
-                  (1, tube(knee, ankle, .055 * fat, .06 * fat, .036)),
-                  (2, tube(hip, knee, .09 * fat, .085 * fat, .06 * fat)),
-                  (4, tube(shoulder, elbow, .05 * fat, .05 * fat, .042)),
-                  (5, tube(elbow, wrist, .043, .045, .028)),
-                  (6, tube(wrist, wrist + .17 * lower, .03, .045, .035, .015))]
+        wrist = elbow + 0.24 * lower
+        parts += [
+            (0, tube(ankle + [0, 0.05, -0.04], ankle + [side * 0.03, -0.17, -0.05], 0.04, 0.045, 0.03)),
+            (1, tube(knee, ankle, 0.055 * fat, 0.06 * fat, 0.036)),
+            (2, tube(hip, knee, 0.09 * fat, 0.085 * fat, 0.06 * fat)),
+            (4, tube(shoulder, elbow, 0.05 * fat, 0.05 * fat, 0.042)),
+            (5, tube(elbow, wrist, 0.043, 0.045, 0.028)),
+            (6, tube(wrist, wrist + 0.17 * lower, 0.03, 0.045, 0.035, 0.015)),
+        ]
     # the trunk and what hangs on it lean forward with the bent knees
-    pieces = [turn(piece, .6 * bend, 0) if part > 2 else piece for part, piece in parts]
+    pieces = [turn(piece, 0.6 * bend, 0) if part > 2 else piece for part, piece in parts]
     return np.concatenate(pieces), np.repeat([part for part, _ in parts], [len(piece) for piece in pieces])
 
 
@@ -390,7 +436,7 @@ def figure(key, rng):
     chosen = np.argsort(rng.exponential(size=len(points)) * np.exp(thinning * points[:, 2]))[:POINTS]
     points = points[chosen] + noise * rng.normal(size=(POINTS, 3))
     middle = (points.min(0) + points.max(0)) / 2
-    return turn(.85 * (points - middle), rng.uniform(-20, 20)), part[face[chosen]]
+    return turn(0.85 * (points - middle), rng.uniform(-20, 20)), part[face[chosen]]
 
 
 def make(key, split):
@@ -413,6 +459,6 @@ def make(key, split):
     clouds = np.empty((len(labels), POINTS, 3), np.float32)
     for i, label in enumerate(labels):
         rng = np.random.default_rng([*seed, i + 1])  # a trailing 0 would repeat the seed of the labels
-        triangles = build(label, key == "S" or key == "SC" and rng.random() < .5, rng)
+        triangles = build(label, key == "S" or key == "SC" and rng.random() < 0.5, rng)
         clouds[i] = scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]
     return clouds, labels

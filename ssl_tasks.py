@@ -130,7 +130,7 @@ class DeformationReconstruction(Task):
 
 
 def voxel(points):
-    """Which of the 27 voxels of [-1, 1]^3 each point is in, (B, N, 3) -> (B, N); faces and outside go to the nearest."""
+    """Which of the 27 voxels of [-1, 1]^3 each point is in or nearest to, (B, N, 3) -> (B, N)."""
     cell = ((points + 1) * 1.5).floor().clamp(0, 2).long()
     return (cell * cell.new_tensor([9, 3, 1])).sum(-1)
 
@@ -153,9 +153,9 @@ def deform(points, generator, least=40):
 
 
 def masked_chamfer(predicted, truth, mask):
-    """Squared Chamfer distance, both ways, between the masked points of each cloud, (B, N, 3) x2, (B, N) bool -> (B,)."""
+    """Squared Chamfer distance, both ways, between masked points, (B, N, 3) x2, (B, N) bool -> (B,)."""
     K = max(int(mask.sum(1).max()), 1)
-    index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first: (B, K, K), never (B, N, N)
+    index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first, (B, K)
     valid = mask.gather(1, index)
     p, q = data.gather_points(predicted, index), data.gather_points(truth, index)  # (B, K, 3)
     with torch.no_grad():  # only who is nearest; the distance itself is taken again, exactly

@@ -51,7 +51,7 @@ def labelled_loss(model, view, args, g):
 
 def score(model, view, ce, args):
     """Skewness of each labelled sample (B,), or None where nobody asks for it."""
-    if args.measure == "train" and view.x.grad is not None:  # the classification backward went down to the points
+    if args.measure == "train" and view.x.grad is not None:  # L_c's backward went down to the points
         return skewness(saliency_map(view.x, view.x.grad, args.alpha))
     if args.measure == "train" and not args.pcm:
         return measure(model, view.x, loss=ce, alpha=args.alpha)
@@ -61,7 +61,7 @@ def score(model, view, ce, args):
 
 
 def masks(sk, args, B_s, B_t, g):
-    """Whose self-supervised loss stays: lambda of the labelled and of the unlabelled samples, (B_s,) and (B_t,) bool."""
+    """Whose self-supervised loss stays: lambda of labelled and unlabelled samples, (B_s,) and (B_t,) bool."""
     flat = torch.zeros(max(B_s, B_t), device=g.device)
     if args.select == "freeze":  # the paper's pilot, Random Gradient Freezing: half of both domains
         return tuple(select(flat[:B], 0.5, "random", g) for B in (B_s, B_t))
@@ -81,7 +81,7 @@ def log_row(ce, ssl_s, ssl_t, loss, w, lam, sk):
 
 # ---------------------------------------------------------------- one step (Alg. 1)
 def backward(t, args, model, task, x_s, y_s, x_t):
-    """Losses and gradients of step t on a source batch (B, P, 3), (B,) and a target batch (B, P, 3); returns its log row."""
+    """Losses and gradients of step t on a source batch (B, P, 3), (B,) and a target batch (B, P, 3) -> log row."""
     g = generator(x_s.device, args.seed, "stage 1", t)  # every draw of a step is a function of (seed, t)
     torch.manual_seed(seed_of(args.seed, "dropout 1", t))
     src, tgt = data.split_task(args.task)
@@ -108,7 +108,7 @@ def backward(t, args, model, task, x_s, y_s, x_t):
 
 # ---------------------------------------------------------------- the loop
 def train(args, run, src, tgt, observe=None):
-    """Stage 1 on two domains; writes RUN/stage1.pt. observe(t, model, task) looks on before each step (analysis.py)."""
+    """Stage 1 on two domains; writes RUN/stage1.pt. observe(t, model, task) looks on before each step."""
     torch.manual_seed(seed_of(args.seed, "weights"))
     model = build(args.backbone, len(data.CLASSES)).to(args.device)
     task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)

@@ -17,7 +17,8 @@ from torch import nn
 
 import data
 import ssl_tasks
-from common import Parser, Run, UserError, add_flags, cli, file_hash, generator, load_checkpoint, number, seed_of, settle
+from common import Parser, Run, UserError, add_flags, cli, file_hash
+from common import generator, load_checkpoint, number, seed_of, settle
 from models import build
 from stage1_ssl import LR, WARM_UP, WEIGHT_DECAY, labelled_loss, load, log_row, masks, score
 
@@ -57,7 +58,7 @@ def describe(model, clouds):
 
 # ---------------------------------------------------------------- GCN refinement (Cardace et al., WACV 2023)
 def adjacency(f):
-    """D^-1/2 A D^-1/2 of the directed graph to the <= 10 nodes most correlated with each, (n, 1024) -> sparse (n, n)."""
+    """D^-1/2 A D^-1/2, edges to the <= 10 nodes most correlated with each, (n, 1024) -> sparse (n, n)."""
     z = F.normalize(f - f.mean(1, keepdim=True))  # the cosine of centred rows is Pearson's correlation
     rows, cols = [], []
     for i in torch.arange(len(z), device=z.device).split(1024):  # n x n never exists whole
@@ -69,7 +70,8 @@ def adjacency(f):
         cols.append(j[keep])
     index = torch.stack([torch.cat(rows), torch.cat(cols)])  # (2, edges)
     d = torch.bincount(index[0], minlength=len(z)).float().rsqrt()
-    return torch.sparse_coo_tensor(index, d[index[0]] * d[index[1]], (len(z), len(z)), check_invariants=False).coalesce()
+    weight = d[index[0]] * d[index[1]]
+    return torch.sparse_coo_tensor(index, weight, (len(z), len(z)), check_invariants=False).coalesce()
 
 
 class GCN(nn.Module):
@@ -88,7 +90,7 @@ class GCN(nn.Module):
 
 
 def refine(args, model, clouds, pseudo, done):
-    """Make the floor(n_c t/T) surest clouds of each class confident, with the GCN's label; returns how many labels changed."""
+    """Make the floor(n_c t/T) surest clouds of each class confident, with the GCN's label -> how many changed."""
     f, p = describe(model, clouds)
     A, g = adjacency(f), generator(f.device, args.seed, "gcn", done)
     torch.manual_seed(seed_of(args.seed, "gcn weights", done))
@@ -149,8 +151,8 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
     rest = L_ssl if task.own_pass else L_c + L_ssl
     if rest.requires_grad:
         rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
-    kept_pseudo = int((lam_s & is_pseudo).sum())
-    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk) | {"pseudo": int(is_pseudo.sum()), "kept_pseudo": kept_pseudo}
+    pseudo = {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
+    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk) | pseudo
 
 
 # ---------------------------------------------------------------- the loop
@@ -208,7 +210,7 @@ def read_flags():
     first = start["config"]["args"]
     for name in ("task", "backbone"):
         if getattr(args, name) not in (None, first[name]):
-            raise UserError(f"--{name} {getattr(args, name)}: {args.init} was trained with {first[name]}; drop the flag")
+            raise UserError(f"--{name} {getattr(args, name)}: {args.init} has {first[name]}; drop the flag")
     if first["oracle"]:
         raise UserError(f"{args.init} is an oracle run, which has no stage 2; give a run without --oracle")
     if args.select and not args.measure:

@@ -15,15 +15,16 @@ import models
 def edges(x, k=models.K):
     """[x_j - x_i, x_i] for the k nearest j of each i: (B, N, C) -> (B, N, k, 2C)."""
     idx = models.knn(x, k)
-    near = x[torch.arange(len(x), device=x.device)[:, None, None], idx]            # (B, N, k, C)
+    near = x[torch.arange(len(x), device=x.device)[:, None, None], idx]  # (B, N, k, C)
     centre = x[:, :, None].expand_as(near)
     return torch.cat([near - centre, centre], 3)
 
 
 def norm(bn, z):
     """Batch norm over all axes but the last."""
-    out = F.batch_norm(z.flatten(0, -2), bn.running_mean, bn.running_var, bn.weight, bn.bias,
-                       bn.training, bn.momentum, bn.eps)
+    out = F.batch_norm(
+        z.flatten(0, -2), bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.training, bn.momentum, bn.eps
+    )
     if bn.training:
         bn.num_batches_tracked += 1
     return out.view(z.shape)
@@ -42,7 +43,7 @@ class EdgeConv(models.EdgeConv):
 
 class EdgeConv2(models.EdgeConv2):
     def forward(self, x):
-        h = layer(self.linear, self.bn, edges(x))                                  # (B, N, k, C_mid)
+        h = layer(self.linear, self.bn, edges(x))  # (B, N, k, C_mid)
         return layer(self.linear2, self.bn2, h).max(2).values
 
 
@@ -109,9 +110,23 @@ class PerPointHead(models.PerPointHead):
         return self.rest(h)
 
 
-PLAIN = {getattr(models, part.__name__): part
-         for part in (EdgeConv, EdgeConv2, LinearEdgeConv, PointLayer, PointMaxLayer, LinearTop,
-                      TNet, GraphTNet, DGCNN, LinearDGCNN, PointNet, PerPointHead)}
+PLAIN = {
+    getattr(models, part.__name__): part
+    for part in (
+        EdgeConv,
+        EdgeConv2,
+        LinearEdgeConv,
+        PointLayer,
+        PointMaxLayer,
+        LinearTop,
+        TNet,
+        GraphTNet,
+        DGCNN,
+        LinearDGCNN,
+        PointNet,
+        PerPointHead,
+    )
+}
 
 
 def plain(module):

@@ -1,24 +1,55 @@
-"""Tiny data sets in the official layouts."""
+"""Tiny data sets in the official layouts, the same at every call.
+
+make_pointda(tmp_path)                    # tmp_path/PointDA_data: 2 clouds of 64 points a class, domain and split
+make_pointsegda(tmp_path)                 # tmp_path/PointSegDA: 3 clouds of 64 points a domain and split
+"""
 
 import h5py
 import numpy as np
 
-from data import CLASSES
+from data import CLASSES, SEG_DOMAINS
 
 
-def make_pointda(root, per_class=2, n_points=64):
-    """PointDA_data/ with `per_class` clouds a class and split in all three domains."""
-    rng = np.random.default_rng(0)
-    for domain in ("modelnet", "shapenet"):
-        for c, name in enumerate(CLASSES):
-            for split in ("train", "test"):
-                folder = root / "PointDA_data" / domain / name / split
+def blobs(rng, labels, n_points, columns=3):
+    """One Gaussian cloud a label, off centre and of a height that tells the class, (m, n, columns) float32."""
+    clouds = rng.normal(size=(len(labels), n_points, columns))
+    clouds[..., 2] *= 1 + np.asarray(labels)[:, None]
+    return (clouds + 0.5).astype(np.float32)
+
+
+def write_h5(path, points, labels):
+    """One file of the scans: data [m, n, >= 3] and label as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["data"], file["label"] = points, labels
+
+
+def make_pointda(root, per_class=2, n_points=64, *, domains=("modelnet", "shapenet", "scannet"), seed=0):
+    """root/PointDA_data/ with `per_class` clouds (or ten numbers) of each class in train and in test; returns root."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(10), per_class)
+    for domain in domains:
+        for split in ("train", "test"):
+            if domain == "scannet":
+                order = rng.permutation(labels)  # scans lie mixed, unlike the folders of the models
+                write_h5(root / "PointDA_data" / domain / f"{split}_0.h5", blobs(rng, order, n_points, 6), order)
+                continue
+            for i, (c, cloud) in enumerate(zip(labels, blobs(rng, labels, n_points))):
+                folder = root / "PointDA_data" / domain / CLASSES[c] / split
                 folder.mkdir(parents=True, exist_ok=True)
-                for i in range(per_class):
-                    np.save(folder / f"{name}_{i}.npy", rng.normal(size=(n_points, 3)).astype(np.float32) * (1 + c))
-    (root / "PointDA_data" / "scannet").mkdir(exist_ok=True)
-    for split in ("train", "test"):
-        with h5py.File(root / "PointDA_data" / "scannet" / f"{split}_0.h5", "w") as file:
-            file["data"] = rng.normal(size=(10 * per_class, n_points, 6)).astype(np.float32)
-            file["label"] = np.arange(10 * per_class) % 10
+                np.save(folder / f"{CLASSES[c]}_{i:04d}.npy", cloud)
+    return root
+
+
+def make_pointsegda(root, per_split=3, n_points=64, *, seed=0):
+    """root/PointSegDA/ with `per_split` bodies [n, 4] in train, val and test of each domain; returns root."""
+    rng = np.random.default_rng(seed)
+    for domain in SEG_DOMAINS.values():
+        for split in ("train", "val", "test"):
+            folder = root / "PointSegDA" / domain / split
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(per_split):
+                part = np.sort(rng.permutation(np.arange(n_points) % 8))  # 0..7 in bands up the body
+                points = rng.normal(scale=0.2, size=(n_points, 3)) + part[:, None] * [0, 0, 0.2]
+                np.save(folder / f"{i}.npy", np.column_stack([points, part + 1]).astype(np.float32))
     return root

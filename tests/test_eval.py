@@ -16,7 +16,6 @@ import analysis
 import common
 import data
 import eval as evaluation
-import shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -38,8 +37,16 @@ def test_the_three_columns_pick_their_moments(tmp_path):
     target = np.array([[1, 1, 2, 2], [1, 1, 2, 0], [0, 0, 0, 0]], np.uint8)  # 1, 3/4, 0
     np.savez(tmp_path / "p.npz", step=[10, 20, 30], source=source, target=target)
     result = evaluation.stage_result(tmp_path / "p.npz", src, tgt)
-    assert {c: (result[c]["step"], result[c]["acc"]) for c in evaluation.COLUMNS} == {"last": (30, 0), "source_val": (20, 0.75), "oracle": (10, 1)}
-    assert result["per_class"]["bed"] == 1 and result["per_class"]["bookshelf"] == 0.5 and result["per_class"]["sofa"] is None
+    assert {c: (result[c]["step"], result[c]["acc"]) for c in evaluation.COLUMNS} == {
+        "last": (30, 0),
+        "source_val": (20, 0.75),
+        "oracle": (10, 1),
+    }
+    assert (
+        result["per_class"]["bed"] == 1
+        and result["per_class"]["bookshelf"] == 0.5
+        and result["per_class"]["sofa"] is None
+    )
     assert [p["target"] for p in result["curve"]] == [1, 0.75, 0] and np.sum(result["confusion"]) == 4
 
 
@@ -47,16 +54,34 @@ def test_the_three_columns_pick_their_moments(tmp_path):
 def folder(tmp_path_factory):
     """Both stages of two seeds and one base run on the built-in shapes, as a user runs them."""
     root = tmp_path_factory.mktemp("runs")
-    tiny = "--backbone pointnet --points 24 --batch-size 4 --steps 2 --eval-every 1 --device cpu --data shapes --task M_SC"
+    tiny = (
+        "--backbone pointnet --points 24 --batch-size 4 --steps 2 --eval-every 1 --device cpu --data shapes --task M_SC"
+    )
     for name, more in (("low0", ""), ("low1", "--seed 1"), ("all0", "--select all")):
-        subprocess.run([sys.executable, ROOT / "stage1_ssl.py", *tiny.split(), *more.split(), "--out", root / name], check=True, env=ENV, capture_output=True)
-    subprocess.run([sys.executable, ROOT / "stage2_pseudo.py", "--init", root / "low0" / "stage1.pt", "--gcn-iters", "1"], check=True, env=ENV, capture_output=True)
+        subprocess.run(
+            [sys.executable, ROOT / "stage1_ssl.py", *tiny.split(), *more.split(), "--out", root / name],
+            check=True,
+            env=ENV,
+            capture_output=True,
+        )
+    subprocess.run(
+        [sys.executable, ROOT / "stage2_pseudo.py", "--init", root / "low0" / "stage1.pt", "--gcn-iters", "1"],
+        check=True,
+        env=ENV,
+        capture_output=True,
+    )
     return root
 
 
 def test_result_json_and_its_row(folder):
     """All keys of the protocol, accuracies as recomputed from the predictions, and a row with the folder."""
-    out = subprocess.run([sys.executable, ROOT / "eval.py", "--run", folder / "low0"], check=True, env=ENV, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, ROOT / "eval.py", "--run", folder / "low0"],
+        check=True,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    ).stdout
     result = json.loads((folder / "low0" / "result.json").read_text())
     keys = "task backbone ssl pcm select beta alpha measure seed steps data device commit versions seconds n_test stage1 stage2".split()
     assert set(keys) <= result.keys() and result["data"]["name"] == "built-in shapes" and result["measure"] == "train"
@@ -75,7 +100,9 @@ def test_table_pools_seeds_and_names_its_data(folder, tmp_path):
     argv = ["--table", tmp_path / "t", folder / "low0", folder / "low1", folder / "all0"]
     subprocess.run([sys.executable, ROOT / "eval.py", *argv], check=True, env=ENV, capture_output=True)
     text = (tmp_path / "t.md").read_text()
-    values = [100 * json.loads((folder / n / "result.json").read_text())["stage1"]["last"]["acc"] for n in ("low0", "low1")]
+    values = [
+        100 * json.loads((folder / n / "result.json").read_text())["stage1"]["last"]["acc"] for n in ("low0", "low1")
+    ]
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text and "| 0 1 |" in text
     assert "built-in shapes" in text and results["data"]["fingerprint"][:12] in text and results["commit"] in text
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 4 and (tmp_path / "t.png").stat().st_size > 10_000
@@ -86,18 +113,24 @@ def test_the_paper_column_quotes_the_table():
     row = dict(task="M_S", backbone="dgcnn", ssl="selfdist", pcm=False, select="low", oracle_run=False)
     assert evaluation.paper_number(row) == "83.6"
     assert evaluation.paper_number(row | {"select": "all"}) == "83.9"
-    assert evaluation.paper_number(row | {"select": "random"}) == "" == evaluation.paper_number(row | {"oracle_run": True})
+    assert (
+        evaluation.paper_number(row | {"select": "random"}) == "" == evaluation.paper_number(row | {"oracle_run": True})
+    )
 
 
 def test_eval_errors(folder, tmp_path):
     """No run, an unfinished one, other data: one line each, exit code 2."""
-    done = subprocess.run([sys.executable, ROOT / "eval.py", "--run", tmp_path], capture_output=True, text=True, env=ENV)
+    done = subprocess.run(
+        [sys.executable, ROOT / "eval.py", "--run", tmp_path], capture_output=True, text=True, env=ENV
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "config.json" in done.stderr
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(common.UserError, match="no stage is finished"):
         evaluation.evaluate(tmp_path)
     config = json.loads((folder / "all0" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({"stage1": config["stage1"] | {"data": {"name": "x", "fingerprint": "0"}}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"stage1": config["stage1"] | {"data": {"name": "x", "fingerprint": "0"}}})
+    )
     (tmp_path / "stage1.pt").write_text("")
     with pytest.raises(common.UserError, match="not the clouds"):
         evaluation.evaluate(tmp_path)
@@ -118,24 +151,43 @@ def test_readme_commands_and_files_exist():
     """Every make target, script and file:function that the README names is there."""
     text = (ROOT / "README.md").read_text()
     known = subprocess.run(["make", "-qpR", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in set(re.findall(r"\bmake (?!-)([A-Za-z_]\w*)", "\n".join(re.findall(r"`([^`]*)`|```\n?(.*?)```", text, re.S)[0:0]) or text)):
+    for target in set(
+        re.findall(
+            r"\bmake (?!-)([A-Za-z_]\w*)", "\n".join(re.findall(r"`([^`]*)`|```\n?(.*?)```", text, re.S)[0:0]) or text
+        )
+    ):
         if re.search(rf"`[^`]*make {target}\b|^make {target}\b", text, re.M):
             assert re.search(rf"^{target}:", known, re.M), target
     for file, function in re.findall(r"`(\w+\.py):(\w+)`", text):
         assert re.search(rf"^(def|class) {function}\b", (ROOT / file).read_text(), re.M), (file, function)
     for script, flags in re.findall(r"^python (\w+\.py) (.*)$", text, re.M):
-        usage = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env=ENV).stdout
+        usage = subprocess.run(
+            [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env=ENV
+        ).stdout
         for flag in (w for w in shlex.split(flags, comments=True) if w.startswith("--")):
             assert flag in usage, (script, flag)
 
 
 def test_every_setting_has_a_folder_of_its_own():
     """make's folder differs when any flag does."""
+
     def folder(*more):
-        out = subprocess.run(["make", "-n", "PY=python", "M_SC", "DATA=shapes", *more], cwd=ROOT, capture_output=True, text=True).stdout
+        out = subprocess.run(
+            ["make", "-n", "PY=python", "M_SC", "DATA=shapes", *more], cwd=ROOT, capture_output=True, text=True
+        ).stdout
         return re.search(r"eval.py --run (\S+)", out).group(1)
 
-    settings = [[], ["SEED=1"], ["BETA=0.3"], ["SELECT=high"], ["SSL=defrec"], ["BACKBONE=pointnet"], ["STEPS=10"], ["ARGS=--points 512"], ["ARGS2=--gcn-iters 0"]]
+    settings = [
+        [],
+        ["SEED=1"],
+        ["BETA=0.3"],
+        ["SELECT=high"],
+        ["SSL=defrec"],
+        ["BACKBONE=pointnet"],
+        ["STEPS=10"],
+        ["ARGS=--points 512"],
+        ["ARGS2=--gcn-iters 0"],
+    ]
     folders = [folder(*s) for s in settings]
     assert folders[0] == "runs/M_SC-dgcnn-selfdist-low-b0.7-s0-shapes" and len(set(folders)) == len(folders)
 

@@ -5,7 +5,6 @@ import copy
 import edge_oracle
 import pytest
 import torch
-import torch.nn.functional as F
 
 import models
 from common import UserError
@@ -44,10 +43,12 @@ def everything(module, *inputs):
     g = torch.Generator().manual_seed(0)
     ways = [torch.randn(o.shape, generator=g, dtype=o.dtype) for o in out]
     sum((o * w).sum() for o, w in zip(out, ways)).backward()
-    return {**{f"output {i}": o.detach() for i, o in enumerate(out)},
-            **{f"input {i} grad": x.grad for i, x in enumerate(inputs)},
-            **{f"{name} grad": p.grad for name, p in module.named_parameters()},
-            **{name: b.clone() for name, b in module.named_buffers()}}
+    return {
+        **{f"output {i}": o.detach() for i, o in enumerate(out)},
+        **{f"input {i} grad": x.grad for i, x in enumerate(inputs)},
+        **{f"{name} grad": p.grad for name, p in module.named_parameters()},
+        **{name: b.clone() for name, b in module.named_buffers()},
+    }
 
 
 def assert_equal(found, expected, tolerance):
@@ -75,8 +76,9 @@ def test_scrambled_norms_have_both_signs():
 
 
 @pytest.mark.parametrize("train", (True, False))
-@pytest.mark.parametrize("name, widths", (("EdgeConv", (5, 7)), ("EdgeConv2", (5, 6, 7)),
-                                          ("LinearEdgeConv", (5, 6, 7))))
+@pytest.mark.parametrize(
+    "name, widths", (("EdgeConv", (5, 7)), ("EdgeConv2", (5, 6, 7)), ("LinearEdgeConv", (5, 6, 7)))
+)
 def test_edge_layer_equals_the_plain_form(name, widths, train):
     """Each edge layer alone, on enough points for two blocks of rows and the two-step neighbour search."""
     torch.manual_seed(0)
@@ -89,6 +91,7 @@ def test_edge_layer_equals_the_plain_form(name, widths, train):
 
 def fast_on_clouds(part):
     """A layer on rows and graph as a layer on clouds (B, N, C), which is how the plain form takes them."""
+
     class Wrapped(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -96,6 +99,7 @@ def fast_on_clouds(part):
 
         def forward(self, x):
             return self.part(x.flatten(0, 1), models.graph(x)).view(*x.shape[:2], -1)
+
     return Wrapped()
 
 
@@ -151,7 +155,7 @@ def test_repeated_points_of_large_coordinates():
     """Where all neighbours are the point itself the variance is 0; rounding below 0 must not give NaN."""
     torch.manual_seed(0)
     conv = models.EdgeConv(3, 64)
-    conv.linear.weight.data[:, 3:] = 0                       # sees x_j - x_i alone
+    conv.linear.weight.data[:, 3:] = 0  # sees x_j - x_i alone
     x = (1e4 * clouds(2, 16)).float().repeat_interleave(20, 1)
     assert conv(x.flatten(0, 1), models.graph(x)).isfinite().all()
 
@@ -267,7 +271,7 @@ def test_ema_follows_its_formula():
     expected = {name: value.clone() for name, value in student.state_dict().items()}
     for t in (0, 1, 2, 5000):
         scrambled(student, seed=t + 1)
-        student(clouds(2, 16, seed=t))                       # moves the buffers
+        student(clouds(2, 16, seed=t))  # moves the buffers
         decay = min(0.999, 1 - 1 / (t + 1))
         for name, value in student.state_dict().items():
             mean = decay * expected[name] + (1 - decay) * value
@@ -291,5 +295,5 @@ def test_teacher_is_apart_and_in_eval_mode():
     assert torch.equal(teacher(x), before) and not before.requires_grad
     assert not any(part.training for part in teacher.model.modules())
     assert not any(p.requires_grad for p in teacher.model.parameters())
-    teacher.update(student, 0)                               # the first step forgets the start
+    teacher.update(student, 0)  # the first step forgets the start
     assert torch.equal(teacher(x), student.eval()(x))

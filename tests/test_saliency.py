@@ -42,7 +42,9 @@ def test_skewness_survives_tiny_and_huge_gradients(scale):
 
 def test_flat_and_broken_maps_score_zero():
     """No spread, zero gradient, NaN or Inf: 0, never NaN."""
-    s = torch.stack([torch.zeros(9), torch.full((9,), 0.3), torch.full((9,), math.nan), torch.tensor([math.inf] + 8 * [1.0])])
+    s = torch.stack(
+        [torch.zeros(9), torch.full((9,), 0.3), torch.full((9,), math.nan), torch.tensor([math.inf] + 8 * [1.0])]
+    )
     assert skewness(s).tolist() == [0, 0, 0, 0]
 
 

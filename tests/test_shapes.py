@@ -13,7 +13,7 @@ SETS = [(key, split) for key in shapes.COUNTS for split in ("train", "test")]
 BODIES = [(key, split) for key in shapes.FIGURES for split in shapes.BODIES]
 
 
-def ball(radius=1., rings=25):
+def ball(radius=1.0, rings=25):
     """A closed sphere of triangles."""
     angle = np.linspace(0, np.pi, rings)
     return shapes.lathe(radius * np.sin(angle), -radius * np.cos(angle), sides=32)
@@ -26,7 +26,7 @@ def test_objects_have_the_promised_arrays(key, split):
     n = 400 if split == "train" else 200
     assert points.shape == (n, 2048, 3) and points.dtype == np.float32
     assert labels.shape == (n,) and labels.dtype == np.int64
-    assert np.isfinite(points).all() and np.ptp(points, axis=1).min() > .01
+    assert np.isfinite(points).all() and np.ptp(points, axis=1).min() > 0.01
     assert np.array_equal(np.bincount(labels), np.array(shapes.COUNTS[key]) * (n // 200))
     assert np.bincount(labels, minlength=10).min() >= 5
 
@@ -92,10 +92,10 @@ def test_primitives_enclose_their_volume():
     """Box, bar, prism and sphere against their formulas: closed, and wound outwards."""
     octagon = 8 / 2 * np.sin(2 * np.pi / 8)
     assert np.isclose(volume(shapes.box((3, -1, 2), (1, 2, 3))), 6)
-    assert np.isclose(volume(shapes.tube((1, 2, 3), (1, 5, 7), .2)), octagon * .2 ** 2 * 5)
-    bars = shapes.tube([[0, 0, 0], [4, 0, 0]], [[0, 0, 1], [4, 3, 0]], .1)
-    assert np.isclose(volume(bars), octagon * .1 ** 2 * (1 + 3))
-    assert np.isclose(volume(ball()), 4 / 3 * np.pi, rtol=.02)
+    assert np.isclose(volume(shapes.tube((1, 2, 3), (1, 5, 7), 0.2)), octagon * 0.2**2 * 5)
+    bars = shapes.tube([[0, 0, 0], [4, 0, 0]], [[0, 0, 1], [4, 3, 0]], 0.1)
+    assert np.isclose(volume(bars), octagon * 0.1**2 * (1 + 3))
+    assert np.isclose(volume(ball()), 4 / 3 * np.pi, rtol=0.02)
     assert np.isclose(volume(shapes.turn(shapes.box((1, 2, 3), (1, 2, 3)), 40, 0)), 6)
 
 
@@ -112,7 +112,7 @@ def test_every_surface_is_closed(label, wide):
 def test_samples_are_uniform_over_the_area():
     """The six faces of a box get points by their area, with the normals of their faces."""
     points, normals, _ = shapes.sample(shapes.box((0, 0, 0), (1, 2, 4)), 20000, np.random.default_rng(0))
-    half = np.array([.5, 1, 2])
+    half = np.array([0.5, 1, 2])
     for axis, area in enumerate((8, 4, 2)):
         for sign in (-1, 1):
             on = np.isclose(points[:, axis], sign * half[axis])
@@ -122,8 +122,8 @@ def test_samples_are_uniform_over_the_area():
     assert np.all(np.abs(points) <= half + 1e-9)
 
 
-@pytest.mark.parametrize("solid", [ball(), shapes.box((0, 0, 0), (1.5, .7, 1))], ids=["sphere", "box"])
-@pytest.mark.parametrize("eye", [(0, -3, 1), (2, -2, 2), (2.5, 1, .5)])
+@pytest.mark.parametrize("solid", [ball(), shapes.box((0, 0, 0), (1.5, 0.7, 1))], ids=["sphere", "box"])
+@pytest.mark.parametrize("eye", [(0, -3, 1), (2, -2, 2), (2.5, 1, 0.5)])
 def test_a_convex_solid_shows_exactly_the_side_that_faces_the_camera(solid, eye):
     """Points that face away get nothing; points that clearly face the camera are hidden by nothing."""
     points, normals, _ = shapes.sample(solid, 6000, np.random.default_rng(1))
@@ -131,31 +131,31 @@ def test_a_convex_solid_shows_exactly_the_side_that_faces_the_camera(solid, eye)
     facing = ((eye - points) * normals).sum(1) / distance
     weight = shapes.exposure(points, normals, np.array(eye, float))
     assert np.all(weight[facing <= 0] == 0)
-    assert (weight[facing > .3] > 0).mean() > .99
-    assert np.allclose(weight[weight > 0], (facing / distance ** 2)[weight > 0])
+    assert (weight[facing > 0.3] > 0).mean() > 0.99
+    assert np.allclose(weight[weight > 0], (facing / distance**2)[weight > 0])
 
 
 def test_a_plate_hides_what_is_behind_it():
     """A ball in the shadow of a plate gets nothing, and is seen once the plate is gone."""
-    plate = shapes.sample(shapes.box((0, -1, 0), (2, .05, 2)), 4000, np.random.default_rng(2))
-    hidden = shapes.sample(ball(.3), 2000, np.random.default_rng(3))
+    plate = shapes.sample(shapes.box((0, -1, 0), (2, 0.05, 2)), 4000, np.random.default_rng(2))
+    hidden = shapes.sample(ball(0.3), 2000, np.random.default_rng(3))
     points, normals = (np.concatenate([p, h]) for p, h in zip(plate[:2], hidden[:2]))
-    eye = np.array([0, -4., .1])
+    eye = np.array([0, -4.0, 0.1])
     assert np.all(shapes.exposure(points, normals, eye)[4000:] == 0)
-    assert (shapes.exposure(*hidden[:2], eye) > 0).mean() > .3
+    assert (shapes.exposure(*hidden[:2], eye) > 0).mean() > 0.3
 
 
 def test_a_scan_misses_the_back_that_a_clean_cloud_has():
     """Around a sphere's waist a noiseless scan leaves a wide gap; what it returns lies on the surface."""
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        scanned, clean = shapes.scan(ball(), rng, noise=0.), shapes.sample(ball() / np.sqrt(3), 2048, rng)[0]
+        scanned, clean = shapes.scan(ball(), rng, noise=0.0), shapes.sample(ball() / np.sqrt(3), 2048, rng)[0]
         gaps = []
         for cloud in (scanned, clean):
-            waist = cloud[np.abs(cloud[:, 2]) < .2]  # the floor patch is lower
+            waist = cloud[np.abs(cloud[:, 2]) < 0.2]  # the floor patch is lower
             azimuth = np.sort(np.arctan2(waist[:, 1], waist[:, 0]))
             gaps.append(np.degrees(np.diff(azimuth, append=azimuth[0] + 2 * np.pi).max()))
-            assert np.allclose(np.linalg.norm(waist, axis=1), 1 / np.sqrt(3), rtol=.02)
+            assert np.allclose(np.linalg.norm(waist, axis=1), 1 / np.sqrt(3), rtol=0.02)
         assert gaps[0] > 60 > 10 > gaps[1]
 
 
@@ -175,4 +175,4 @@ def test_the_domains_are_shifted_apart():
         points, truth = make(key, "test")
         distance = ((descriptor(points)[:, None] - train) ** 2).sum(-1)
         accuracy[key] = (labels[distance.argmin(1)] == truth).mean()
-    assert accuracy["M"] > .95 > accuracy["S"] > accuracy["SC"] > .3
+    assert accuracy["M"] > 0.95 > accuracy["S"] > accuracy["SC"] > 0.3

@@ -44,7 +44,12 @@ def test_voxels_cover_the_cube_faces_included():
     """Centres have the 27 numbers in order; points on a face or outside go to the nearest voxel."""
     centres = torch.cartesian_prod(*3 * [torch.tensor([-2 / 3, 0, 2 / 3])])
     assert ssl_tasks.voxel(centres[None])[0].tolist() == list(range(27))
-    assert ssl_tasks.voxel(torch.tensor([[[1.0, 1, 1], [9, 9, 9], [-1, -1, -1], [-9, 0, 9]]]))[0].tolist() == [26, 26, 0, 5]
+    assert ssl_tasks.voxel(torch.tensor([[[1.0, 1, 1], [9, 9, 9], [-1, -1, -1], [-9, 0, 9]]]))[0].tolist() == [
+        26,
+        26,
+        0,
+        5,
+    ]
 
 
 def test_choose_voxel_is_uniform_over_the_full_enough():

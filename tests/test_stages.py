@@ -19,7 +19,20 @@ import stage2_pseudo
 from fixtures import make_pointda
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--backbone", "pointnet", "--points", "32", "--batch-size", "8", "--steps", "12", "--eval-every", "5", "--device", "cpu"]
+TINY = [
+    "--backbone",
+    "pointnet",
+    "--points",
+    "32",
+    "--batch-size",
+    "8",
+    "--steps",
+    "12",
+    "--eval-every",
+    "5",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +144,11 @@ def test_a_killed_run_resumes_to_the_same_bits(root, run, tmp_path, monkeypatch,
 def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkeypatch, number):
     """SIGINT and SIGTERM end the step, write last.pt and exit; the run then ends on the same bits."""
     check = common.Run.check
-    monkeypatch.setattr(common.Run, "check", lambda self, step, row: os.kill(os.getpid(), number) if step == 6 else check(self, step, row))
+    monkeypatch.setattr(
+        common.Run,
+        "check",
+        lambda self, step, row: os.kill(os.getpid(), number) if step == 6 else check(self, step, row),
+    )
     with pytest.raises(SystemExit) as stop:
         stage1(root, tmp_path / "b")
     assert stop.value.code == 128 + number
@@ -177,7 +194,9 @@ def test_labels_permuted_inside_the_h5_change_nothing(run, tmp_path):
 def test_the_stages_ask_for_no_target_label(root, tmp_path, monkeypatch):
     """load_domain is called with labels for the source alone; with --oracle, and only then, for the target."""
     asked, load = [], data.load_domain
-    monkeypatch.setattr(data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels=labels))
+    monkeypatch.setattr(
+        data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels=labels)
+    )
     stage2(stage1(root, tmp_path / "b"))
     assert set(asked) == {("M", True), ("SC", False)}
     asked.clear()
@@ -255,7 +274,9 @@ def test_the_union_stream_labels_who_is_who(root, run):
     args = SimpleNamespace(batch_size=8, seed=0, device="cpu")
     n_pseudo = 0
     for t in range((len(src.train) + len(tgt.train)) // 4):
-        s, w, is_pseudo = stage2_pseudo.labelled_batch(t, args, task, src, tgt, pseudo, torch.Generator().manual_seed(0))
+        s, w, is_pseudo = stage2_pseudo.labelled_batch(
+            t, args, task, src, tgt, pseudo, torch.Generator().manual_seed(0)
+        )
         assert s.x.shape == (4, 32, 3) and (s.y[is_pseudo] == 7).all()
         assert torch.allclose(w, torch.where(is_pseudo, 0.2, 1.0)) and is_pseudo.sort().values.equal(is_pseudo)
         n_pseudo += int(is_pseudo.sum())
@@ -270,9 +291,23 @@ def error_of(call):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("flag, value", [("--beta", "1.5"), ("--beta", "nan"), ("--alpha", "-1"), ("--alpha", "inf"), ("--steps", "0"),
-                                         ("--points", "19"), ("--batch-size", "7"), ("--batch-size", "2"), ("--task", "M_M"),
-                                         ("--select", "best"), ("--seed", "x"), ("--nonsense", "1")])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--beta", "1.5"),
+        ("--beta", "nan"),
+        ("--alpha", "-1"),
+        ("--alpha", "inf"),
+        ("--steps", "0"),
+        ("--points", "19"),
+        ("--batch-size", "7"),
+        ("--batch-size", "2"),
+        ("--task", "M_M"),
+        ("--select", "best"),
+        ("--seed", "x"),
+        ("--nonsense", "1"),
+    ],
+)
 def test_a_flag_out_of_range_is_named(root, tmp_path, flag, value):
     """One line with the flag; nothing is created."""
     assert flag in error_of(lambda: stage1(root, tmp_path / "b", flag, value))
@@ -281,9 +316,16 @@ def test_a_flag_out_of_range_is_named(root, tmp_path, flag, value):
 
 def test_exit_code_two_one_line_no_traceback(tmp_path):
     """As a user sees it: no data folder, its remedy, exit code 2."""
-    done = subprocess.run([sys.executable, "stage1_ssl.py", "--task", "M_S", "--data", tmp_path / "none", "--out", tmp_path / "b"],
-                          cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make data" in done.stderr and "none" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "stage1_ssl.py", "--task", "M_S", "--data", tmp_path / "none", "--out", tmp_path / "b"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (
+        done.returncode == 2 and done.stderr.count("\n") == 1 and "make data" in done.stderr and "none" in done.stderr
+    )
 
 
 def test_other_arguments_in_a_used_folder(root, run):
@@ -337,7 +379,9 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(root, tmp_path, mon
     """The step is named; last1.pt holds finite weights."""
     monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
     backward = stage1_ssl.backward
-    monkeypatch.setattr(stage1_ssl, "backward", lambda t, *a: backward(t, *a) | ({"loss": float("nan")} if t == 5 else {}))
+    monkeypatch.setattr(
+        stage1_ssl, "backward", lambda t, *a: backward(t, *a) | ({"loss": float("nan")} if t == 5 else {})
+    )
     message = error_of(lambda: stage1(root, tmp_path / "b"))
     assert "step 5" in message and "last1.pt" in message
     payload = common.load_checkpoint(tmp_path / "b" / "last1.pt")

@@ -20,10 +20,7 @@ def g():
 def test_an_epoch_shows_no_index_twice(n, batch):
     """Full batches of one permutation; the tail is dropped, and the next epoch has another order."""
     per_epoch = n // batch
-    epochs = [
-        torch.cat([data.stream(n, batch, e * per_epoch + i, 3, "x") for i in range(per_epoch)])
-        for e in range(6)
-    ]
+    epochs = [torch.cat([data.stream(n, batch, e * per_epoch + i, 3, "x") for i in range(per_epoch)]) for e in range(6)]
     assert all(len(e.unique()) == per_epoch * batch and e.min() >= 0 and e.max() < n for e in epochs)
     assert len({tuple(e.tolist()) for e in epochs}) > 1
 
@@ -184,10 +181,7 @@ def test_subsample_takes_distinct_points_of_each_cloud(x, g, n):
     assert torch.equal(data.gather_points(x, index), torch.stack([p[i] for p, i in zip(x, index)]))
     if n == 50:
         assert not torch.equal(index[0].sort()[0], index[1].sort()[0])
-        share = (
-            torch.bincount(data.subsample_index(x[:1].expand(4000, -1, -1), n, g).flatten(), minlength=200)
-            / 4000
-        )
+        share = torch.bincount(data.subsample_index(x[:1].expand(4000, -1, -1), n, g).flatten(), minlength=200) / 4000
         assert (share - 0.25).abs().max() < 0.04
 
 
@@ -202,9 +196,7 @@ def test_strong_views_follow_the_table(x, g, monkeypatch):
     called = []
     for name in ("rotate_z", "elastic", "scale", "jitter", "half_space_crop", "subsample"):
         real = getattr(data, name)
-        monkeypatch.setattr(
-            data, name, lambda *a, real=real, name=name, **k: called.append(name) or real(*a, **k)
-        )
+        monkeypatch.setattr(data, name, lambda *a, real=real, name=name, **k: called.append(name) or real(*a, **k))
     steps = lambda view: called.clear() or view() is None or list(called)
     middle = ["elastic", "scale", "jitter"]
     assert steps(lambda: data.strong_view(x, 9, g, source=True)) == ["rotate_z", *middle, "subsample"]
@@ -245,9 +237,7 @@ def test_the_evaluation_subset_is_fixed(x):
     """Distinct points of each cloud, the same whatever was drawn before and however many clouds follow."""
     one = data.evaluation_subset(x, 64)
     torch.rand(5)
-    assert torch.equal(one, data.evaluation_subset(x, 64)) and torch.equal(
-        one[:5], data.evaluation_subset(x[:5], 64)
-    )
+    assert torch.equal(one, data.evaluation_subset(x, 64)) and torch.equal(one[:5], data.evaluation_subset(x[:5], 64))
     assert one.shape == (16, 64, 3) and all(len(p.unique(dim=0)) == 64 for p in one)
     index = [{tuple(q) for q in p.tolist()} for p in data.evaluation_subset(x[:1].expand(2, -1, -1), 64)]
     assert index[0] != index[1]
