@@ -74,7 +74,7 @@ def measure_modes(args):
         lines.append(f"| {t} | {pair} | {rho:+.2f} ± {rho_se:.2f} | {overlap:.2f} ± {overlap_se:.2f} |")
     note = (
         f"{args.task}, {args.backbone}, {args.ssl}, seed {args.seed}, {args.steps} steps, {args.points} points; "
-        f"a moment is n = {BATCHES} batches of {args.batch_size // 2} source clouds, mean ± standard error over batches. "
+        f"a moment is n = {BATCHES} batches of {args.batch_size // 2} source clouds, mean ± standard error over them. "
         f"By chance the overlap is about {args.beta:g}.\n"
         f"Data: {name}. Device: {record['device']}. Commit: {record['commit']}."
     )

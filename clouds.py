@@ -34,7 +34,7 @@ def read_cloud(path):
     readers = {".npy": lambda: np.load(path, allow_pickle=False), ".ply": lambda: _read_ply(path)}
     try:
         array = readers.get(path.suffix.lower(), lambda: np.loadtxt(path, ndmin=2, delimiter=_delimiter(path)))()
-        points = np.asarray(array[:, :3], dtype=np.float32)
+        points = np.asarray(array[:, :3], dtype=np.float64)  # map coordinates outgrow the seven digits of float32
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a .npy, .ply, .txt or .xyz cloud") from None
     except Exception as error:  # a damaged file fails in a dozen ways
@@ -47,7 +47,7 @@ def read_cloud(path):
             f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}; "
             "give another file"
         )
-    return normalise(torch.from_numpy(points)[None])[0]
+    return normalise(torch.from_numpy(points)).float()
 
 
 def _delimiter(path):

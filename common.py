@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,10 @@ def file_hash(path):
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of either stage; UserError if it is missing or is not one."""
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
-        payload["config"]["args"]["task"], payload["student"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of some files that are refused below
+            payload = torch.load(path, map_location=device, weights_only=True)
+            payload["config"]["args"]["task"], payload["student"]
         return payload
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with stage1_ssl.py first") from None
@@ -188,7 +191,7 @@ def model_of(checkpoint, which="student"):
         model.load_state_dict(checkpoint[which])
     except (KeyError, RuntimeError):
         raise UserError(
-            f"the checkpoint holds no {which} that fits this version's {args['backbone']}; train it again"
+            f"--ckpt: the checkpoint holds no {which} that fits this version's {args['backbone']}; train it again"
         ) from None
     return model
 

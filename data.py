@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ SEG_DOMAINS = {"F": "faust", "M": "mit", "A": "adobe", "S": "scape"}
 TASKS = tuple(f"{a}_{b}" for a in DOMAINS for b in DOMAINS if a != b)
 CACHE = Path(__file__).resolve().parent / ".cache"
 MOST_POINTS = 2048  # a domain keeps at most this many points of a cloud
-GET_SEG = "get PointSegDA (linked from the README of DefRec_and_PCM)"
+GET_SEG = "get PointSegDA (github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/)"
 
 OFFICIAL = {  # clouds of each class 0..9, train and test
     "M": ((106, 515, 572, 200, 889, 124, 465, 240, 680, 392), (50, 100, 100, 86, 100, 20, 100, 100, 100, 100)),
@@ -158,11 +159,12 @@ def check_cloud(points, where):
         raise UserError(
             f"{where}: has shape {points.shape} of {points.dtype}, not numbers [n, 3 or more]; replace the file"
         )
-    points = points[:, :3].astype(np.float32)
+    with np.errstate(over="ignore"):  # too large becomes Inf
+        points = points[:, :3].astype(np.float32)
     if len(points) < 2 or (points == points[0]).all():
         raise UserError(f"{where}: needs at least two different points; remove or replace it")
-    if not np.isfinite(points).all():
-        raise UserError(f"{where}: holds NaN or Inf; remove or replace it")
+    if not (np.abs(points) < 1e15).all():  # beyond that a squared norm overflows
+        raise UserError(f"{where}: holds NaN, Inf or a coordinate beyond 1e15; remove or replace it")
     return points
 
 
@@ -178,7 +180,7 @@ def _read_models(folder, key, split, labels):
     """<class>/<split>/*.npy -> points (n, P, 3), labels (n,): file by file once, then from the cache."""
     files = []
     for c, name in enumerate(CLASSES):
-        found = sorted((folder / name / split).glob("*.npy"))
+        found = sorted((folder / name / split).glob("[!.]*.npy"))  # a Mac leaves ._x.npy beside x.npy
         if not found:
             raise UserError(f"{folder / name / split}: no .npy file; all ten classes need some, see `make data`")
         files += [(path, c) for path in found]
@@ -252,14 +254,15 @@ def _scan_labels(file, path, values):
 
 def _read_segmentation(folder, labels):
     """*.npy [P, 4] -> points (n, P, 3) as they are, labels (n, P) in 0..7 (1..8 in the files) if asked for."""
-    files = sorted(folder.glob("*.npy"))
+    files = sorted(folder.glob("[!.]*.npy"))
     if not files:
         raise UserError(f"{folder}: no .npy file; {GET_SEG} again")
     clouds = [_read_npy(path) for path in files]
+    P = Counter(cloud.shape[:1] for cloud in clouds).most_common(1)[0][0]  # (P,): so the odd file is named
     for path, cloud in zip(files, clouds):
         check_cloud(cloud, path)
-        if cloud.shape != (len(clouds[0]), 4):
-            size = f"[{len(clouds[0])}, 4] (x, y, z, label)"
+        if cloud.shape != (*P, 4):
+            size = f"{[*P, 4]} (x, y, z, label)"
             raise UserError(f"{path}: has shape {cloud.shape}, not {size} like the others; replace it")
         if labels and not np.isin(cloud[:, 3], np.arange(1, 9)).all():
             raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..8; replace it")
@@ -273,16 +276,21 @@ def _cached(files, read):
         stats = [(p.name, p.parent.parent.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:  # a link that leads nowhere
         raise UserError(f"{error.filename}: {error.strerror}; fetch it again") from None
-    key = hashlib.sha256(repr((str(files[0].resolve().parent), stats, MOST_POINTS)).encode()).hexdigest()[:24]
-    path = CACHE / f"{key}.npy"
+    # the name stands for the place, the key for its files and this code: a changed folder replaces its own file
+    place = f"{files[0].resolve().parent} {files[0].name if files[0].suffix == '.h5' else ''}"
+    key = hashlib.sha256(repr((stats, MOST_POINTS)).encode() + Path(__file__).read_bytes()).hexdigest()
+    path = CACHE / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
     try:
-        return _read_npy(path)
-    except UserError:  # absent, or damaged: read the files
-        array = read()
+        with np.load(path, allow_pickle=False) as kept:
+            if kept["key"].item() == key:
+                return kept["points"]  # reading a zip member compares its checksum
+    except Exception:  # absent, or damaged in one of a dozen ways: read the files
+        pass
+    array = read()
     try:
         CACHE.mkdir(exist_ok=True)
         buffer = io.BytesIO()
-        np.save(buffer, array)
+        np.savez(buffer, key=np.array(key), points=array)
         write_atomically(path, buffer.getvalue())
     except (OSError, UserError):
         pass  # a read-only checkout reads the files each time

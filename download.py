@@ -27,7 +27,7 @@ def download(root):
         import gdown
     except ImportError:
         remedy = f"pip install -r requirements-extra.txt, or {BY_HAND.format(root=root)}"
-        raise UserError(f"gdown is not installed: {remedy}") from None
+        raise UserError(f"gdown is not installed; {remedy}") from None
     path = root / "PointDA_data.archive"
     try:
         got = gdown.download(id=ARCHIVE, output=str(path), quiet=False, resume=True)
@@ -56,7 +56,8 @@ def members(archive):
     for name, special, _ in entries:
         if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise UserError(f"{where}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
-    return [(name, opener) for name, _, opener in entries]
+    # a Mac's archive has a shadow of every file under __MACOSX, in folders of the same names
+    return [(name, opener) for name, _, opener in entries if not name.startswith("__MACOSX/")]
 
 
 def unpack(path, root):
@@ -112,7 +113,7 @@ def check(root):
                 print(data.counts_text(data.load_domain(root, f"seg_{letter}")))
     else:
         print(
-            f"PointSegDA: not in {root}; its archive is linked from the README of IdanAchituve/DefRec_and_PCM, "
+            f"PointSegDA: not in {root}; IdanAchituve/DefRec_and_PCM has the address of its .rar in PointSegDA/data/; "
             f"unpack it so that {root}/PointSegDA/faust/train holds .npy files"
         )
 

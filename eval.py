@@ -23,8 +23,14 @@ from common import Parser, UserError, cli, write_atomically
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
-GROUP = (*SETTING, "oracle_run", "options")  # runs that differ in their seed alone are pooled
-FLAGS = ("batch_size", "perturb", "gcn_iters", "scratch")
+FLAGS = (
+    *SETTING,
+    "oracle",
+    "batch_size",
+    "perturb",
+    "gcn_iters",
+    "scratch",
+)  # runs alike in these are pooled over seeds
 
 
 # ---------------------------------------------------------------- metrics
@@ -83,8 +89,6 @@ def evaluate(run, root=None):
     if data.fingerprint(src, tgt) != latest["data"]["fingerprint"]:
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
     result = {key: args[key] for key in (*SETTING, "seed")}
-    result["oracle_run"] = first["args"]["oracle"]
-    result["options"] = {key: args[key] for key in FLAGS if key in args}
     result["data"] = {
         "name": data.data_name(root, src, tgt),
         "fingerprint": latest["data"]["fingerprint"],
@@ -95,7 +99,10 @@ def evaluate(run, root=None):
     result["seconds"] = sum(config[f"stage{n}"]["seconds"] for n in done)
     truth = [d.test_labels.numpy() for d in (src, tgt)]
     for n in (1, 2):
-        result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truth) if n in done else None
+        result[f"stage{n}"] = None
+        if n in done:
+            flags = {key: config[f"stage{n}"]["args"].get(key) for key in (*FLAGS, "seed")}
+            result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truth) | {"flags": flags}
     write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
     draw_confusion(run / "confusion.png", result)
     return result
@@ -112,7 +119,7 @@ def draw_confusion(path, result):
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{name_of(result)}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
+    axes.set_title(f"{name_of(stage['flags'])}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
     axes.set_xticks(range(10), data.CLASSES, rotation=60, ha="right")
     axes.set_yticks(range(10), data.CLASSES)
     for i, j in zip(*matrix.nonzero()):
@@ -122,27 +129,27 @@ def draw_confusion(path, result):
 
 
 # ---------------------------------------------------------------- tables
-def name_of(result):
-    """A run's setting in words, without its seed."""
-    ssl = result["ssl"] + ("+pcm" if result["pcm"] else "")
-    kept = {"all": "all", "freeze": "freeze"}.get(result["select"], f"{result['select']} {result['beta']:g}")
-    parts = [result["task"], result["backbone"], ssl] + ([kept] if ssl != "none" else [])
-    if result["measure"] == "eval":
+def name_of(flags):
+    """A stage's setting in words, without its seed."""
+    ssl = flags["ssl"] + ("+pcm" if flags["pcm"] else "")
+    kept = flags["select"] if flags["select"] in ("all", "freeze") else f"{flags['select']} {flags['beta']:g}"
+    parts = [flags["task"], flags["backbone"], ssl] + ([kept] if ssl != "none" else [])
+    if flags["measure"] == "eval":
         parts.append("measured in eval mode")
-    return " ".join(parts + (["ORACLE: trained with target labels"] if result["oracle_run"] else []))
+    return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
 
-def paper_number(result):
+def paper_number(flags):
     """What the paper prints for this direction, backbone and method, or ""."""
     methods = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
-    method = methods.get(result["ssl"], "DefRec+PCM" if result["pcm"] else "")
-    if result["select"] == "low" and result["ssl"] != "none":
+    method = methods.get(flags["ssl"], "DefRec+PCM" if flags["pcm"] else "")
+    if flags["oracle"] or flags["select"] not in ("all", "low"):
+        return ""  # the controls have no row in the paper
+    if flags["select"] == "low" and flags["ssl"] != "none":
         method += " + SM-DSB"
-    elif result["select"] != "all" or result["oracle_run"]:
-        return ""
     with open(Path(__file__).with_name("reported.csv")) as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        key = (method, result["backbone"], result["task"])
+        key = (method, flags["backbone"], flags["task"])
         return next((r["value"] for r in rows if (r["method"], r["backbone"], r["direction"]) == key), "")
 
 
@@ -152,28 +159,31 @@ def spread(values):
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
+def stages_of(results):
+    """(result, stage number, that stage's part) of every finished stage."""
+    return [(r, n, r[f"stage{n}"]) for r in results for n in (1, 2) if r[f"stage{n}"]]
+
+
 def table(results):
-    """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target test set."""
+    """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
     groups = defaultdict(list)
-    for result in results:
-        groups[json.dumps([result["data"]["fingerprint"], *(result[key] for key in GROUP)])].append(result)
+    for result, n, part in stages_of(results):
+        setting = [part["flags"][key] for key in FLAGS]
+        groups[json.dumps([result["data"]["fingerprint"], setting, n])].append((n, part))
     head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper, PointDA-10", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in groups.values():
-        for stage in ("stage1", "stage2"):
-            members = [r for r in group if r[stage]]
-            if members:
-                lines.append("| " + " | ".join(table_row(members, stage)) + " |")
+    for group in sorted(groups.values(), key=lambda group: group[0][0]):
+        lines.append("| " + " | ".join(table_row(group[0][0], [part for _, part in group])) + " |")
     return "\n".join(lines) + "\n\n" + footer(results)
 
 
-def table_row(members, stage):
+def table_row(n, parts):
     """The cells of one setting and stage; the paper's number stands beside stage 2, which it reports."""
-    r = members[0]
-    cells = [name_of(r), stage[-1], " ".join(str(s) for s in sorted(m["seed"] for m in members))]
+    flags = parts[0]["flags"]
+    cells = [name_of(flags), str(n), " ".join(str(s) for s in sorted(p["flags"]["seed"] for p in parts))]
     for column in COLUMNS:
-        cells.append(" / ".join(spread([m[stage][column][key] for m in members]) for key in ("acc", "mean_acc")))
-    return [*cells, paper_number(r) if stage == "stage2" else "", str(r["steps"])]
+        cells.append(" / ".join(spread([p[column][key] for p in parts]) for key in ("acc", "mean_acc")))
+    return [*cells, paper_number(flags) if n == 2 or flags["ssl"] == "none" else "", str(flags["steps"])]
 
 
 def footer(results):
@@ -196,12 +206,11 @@ def footer(results):
 def as_csv(results):
     """One line for each run and stage, everything a table was made from."""
     rows = []
-    for r in results:
-        for stage in (s for s in ("stage1", "stage2") if r[s]):
-            row = {key: r[key] for key in (*GROUP, "seed")} | {"stage": stage[-1]}
-            row |= {f"{c}_{m}": round(r[stage][c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
-            row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
-            rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
+    for r, n, part in stages_of(results):
+        row = {"stage": n, **part["flags"]}
+        row |= {f"{c}_{m}": round(part[c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
+        row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
+        rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -213,16 +222,19 @@ def draw_curves(path, results):
     """Target accuracy over both stages, one line for each run, one colour for each setting."""
     from matplotlib.figure import Figure
 
-    names = sorted({name_of(r) for r in results})
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot()
+    colours = {}
     for r in results:
-        curve = [(p["step"], p["target"]) for p in r["stage1"]["curve"]] if r["stage1"] else []
-        if r["stage2"]:
-            curve += [(curve[-1][0] + p["step"], p["target"]) for p in r["stage2"]["curve"]]
-            axes.axvline(r["stage1"]["curve"][-1]["step"], color="grey", lw=0.5)
-        label = name_of(r) if r is next(q for q in results if name_of(q) == name_of(r)) else None
-        axes.plot(*zip(*curve), marker=".", color=f"C{names.index(name_of(r))}", label=label)
+        begin, curve = 0, []
+        for _, n, part in stages_of([r]):
+            curve += [(begin + p["step"], p["target"]) for p in part["curve"]]
+            begin = curve[-1][0]
+            if n == 1 and r["stage2"]:
+                axes.axvline(begin, color="grey", lw=0.5)
+        name = name_of(part["flags"])
+        label = None if name in colours else name  # seeds share a colour and a line of the legend
+        axes.plot(*zip(*curve), marker=".", color=colours.setdefault(name, f"C{len(colours)}"), label=label)
     titles = "; ".join(sorted({f"{r['data']['name']}, n = {r['n_test']}" for r in results}))
     axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel="target test accuracy", title=titles)
     axes.legend(fontsize=7)

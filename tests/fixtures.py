@@ -1,13 +1,26 @@
-"""Tiny data sets in the official layouts, the same at every call.
+"""Tiny data sets in the official layouts, the same at every call, and what a refusal must look like.
 
 make_pointda(tmp_path)                    # tmp_path/PointDA_data: 2 clouds of 64 points a class, domain and split
 make_pointsegda(tmp_path)                 # tmp_path/PointSegDA: 3 clouds of 64 points a domain and split
 """
 
+import shutil
+
 import h5py
 import numpy as np
+import pytest
 
-from data import CLASSES, SEG_DOMAINS
+from common import UserError
+from data import CLASSES
+
+
+def refusal(call):
+    """The message of the UserError that the call ends in: one line with a remedy behind a semicolon."""
+    with pytest.raises(UserError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text and "; " in text
+    return text
 
 
 def blobs(rng, labels, n_points, columns=3):
@@ -25,7 +38,7 @@ def write_h5(path, points, labels):
 
 
 def make_pointda(root, per_class=2, n_points=64, *, domains=("modelnet", "shapenet", "scannet"), seed=0):
-    """root/PointDA_data/ with `per_class` clouds (or ten numbers) of each class in train and in test; returns root."""
+    """root/PointDA_data/ with `per_class` clouds of each class in train and in test; returns root."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(10), per_class)
     for domain in domains:
@@ -37,19 +50,32 @@ def make_pointda(root, per_class=2, n_points=64, *, domains=("modelnet", "shapen
             for i, (c, cloud) in enumerate(zip(labels, blobs(rng, labels, n_points))):
                 folder = root / "PointDA_data" / domain / CLASSES[c] / split
                 folder.mkdir(parents=True, exist_ok=True)
-                np.save(folder / f"{CLASSES[c]}_{i:04d}.npy", cloud)
+                np.save(folder / f"{CLASSES[c]}_{i % per_class}.npy", cloud)
     return root
 
 
-def make_pointsegda(root, per_split=3, n_points=64, *, seed=0):
+def linked_pointda(root, whole):
+    """A set to damage: modelnet/chair and scannet are copies, all else links to `whole`, quickly made and removed."""
+    own, old = root / "PointDA_data", whole / "PointDA_data"
+    (own / "modelnet").mkdir(parents=True)
+    for name in CLASSES:
+        (own / "modelnet" / name).symlink_to(old / "modelnet" / name)
+    (own / "shapenet").symlink_to(old / "shapenet")
+    (own / "modelnet/chair").unlink()
+    for part in ("modelnet/chair", "scannet"):
+        shutil.copytree(old / part, own / part)
+    return root
+
+
+def make_pointsegda(root, per_split=3, n_points=64, *, domains=("faust", "mit", "adobe", "scape"), seed=0):
     """root/PointSegDA/ with `per_split` bodies [n, 4] in train, val and test of each domain; returns root."""
     rng = np.random.default_rng(seed)
-    for domain in SEG_DOMAINS.values():
+    for domain in domains:
         for split in ("train", "val", "test"):
             folder = root / "PointSegDA" / domain / split
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(per_split):
-                part = np.sort(rng.permutation(np.arange(n_points) % 8))  # 0..7 in bands up the body
+                part = np.arange(n_points) * 8 // n_points  # 0..7 in bands up the body
                 points = rng.normal(scale=0.2, size=(n_points, 3)) + part[:, None] * [0, 0, 0.2]
                 np.save(folder / f"{i}.npy", np.column_stack([points, part + 1]).astype(np.float32))
     return root

@@ -1,0 +1,246 @@
+"""data.py: each file that is no cloud is refused in one line that names it, whatever is wrong with it."""
+
+import h5py
+import numpy as np
+import pytest
+from fixtures import blobs, make_pointsegda, refusal, write_h5
+
+import data
+from common import UserError
+from data import load_domain
+
+CHAIR = "PointDA_data/modelnet/chair/train/chair_0.npy"
+SCANS = "PointDA_data/scannet/train_0.h5"
+BODY = "PointSegDA/faust/train/1.npy"
+GOOD = blobs(np.random.default_rng(1), [4], 64)[0]
+
+
+# ---------------------------------------------------------------- models
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def save(array, **kw):
+    return lambda path: np.save(path, array, **kw)
+
+
+def spoilt(value):
+    cloud = GOOD.copy()
+    cloud[5, 1] = value
+    return save(cloud)
+
+
+def zipped(path):
+    np.savez(path.with_suffix(".npz"), GOOD)
+    path.with_suffix(".npz").replace(path)
+
+
+def broken_header(path):
+    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+
+
+def huge_header(path):
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 3)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def dangling(path):
+    path.unlink()
+    path.symlink_to("nowhere.npy")
+
+
+BAD_NPY = {
+    "cut short": (cut, "not a whole .npy"),
+    "empty file": (lambda path: path.write_bytes(b""), "not a whole .npy"),
+    "text": (lambda path: path.write_text("1 2 3\n4 5 6\n"), "not a whole .npy"),
+    "broken header": (broken_header, "not a whole .npy"),
+    "a terabyte announced": (huge_header, "not a whole .npy"),
+    "an .npz": (zipped, "not a whole .npy"),
+    "a link to nothing": (dangling, "No such file"),
+    "pickled objects": (save(np.array([[1, 2, None]] * 4, dtype=object), allow_pickle=True), "not a whole .npy"),
+    "strings": (save(GOOD.astype(str)), "not numbers"),
+    "truth values": (save(GOOD > 0), "not numbers"),
+    "complex": (save(GOOD * 1j), "not numbers"),
+    "one column too few": (save(GOOD[:, :2]), "(64, 2)"),
+    "one axis": (save(GOOD[:, 0]), "(64,)"),
+    "three axes": (save(GOOD[None]), "(1, 64, 3)"),
+    "no axis": (save(np.float32(1)), "()"),
+    "no point": (save(GOOD[:0]), "two different points"),
+    "one point": (save(GOOD[:1]), "two different points"),
+    "equal points": (save(np.ones((64, 3))), "two different points"),
+    "equal in xyz": (save(np.column_stack([np.ones((64, 3)), np.arange(64)])), "two different points"),
+    "NaN": (spoilt(np.nan), "NaN, Inf"),
+    "Inf": (spoilt(-np.inf), "NaN, Inf"),
+    "too large for float32": (save(GOOD.astype(float) * 1e300), "beyond 1e15"),
+    "norms too large": (save(GOOD * np.float32(1e25)), "beyond 1e15"),
+}
+
+
+@pytest.mark.parametrize("spoil, says", BAD_NPY.values(), ids=BAD_NPY)
+def test_a_bad_npy_is_named(root, spoil, says):
+    """One line with the file's name and what is wrong with it."""
+    spoil(root / CHAIR)
+    text = refusal(lambda: load_domain(root, "M"))
+    assert str(root / CHAIR) in text and says in text
+
+
+# ---------------------------------------------------------------- scans
+def scans(points=None, labels=None):
+    points = blobs(np.random.default_rng(2), range(10), 64, 6) if points is None else points
+    return lambda path: write_h5(path, points, np.arange(10) if labels is None else np.asarray(labels))
+
+
+def without(name):
+    def spoil(path):
+        with h5py.File(path, "r+") as file:
+            del file[name]
+
+    return spoil
+
+
+def spoilt_scan(value):
+    points = blobs(np.random.default_rng(2), range(10), 64, 6)
+    points[3, 5, 2] = value
+    return scans(points)
+
+
+def folder_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
+BAD_H5 = {
+    "no data": (without("data"), "no dataset `data`"),
+    "no label": (without("label"), "no dataset `label`"),
+    "fewer labels": (scans(labels=range(9)), "do not fit"),
+    "labels of points": (scans(labels=np.zeros((10, 64))), "do not fit"),
+    "one cloud alone": (scans(np.zeros((10, 3)), range(10)), "do not fit"),
+    "no cloud": (scans(np.zeros((0, 64, 3)), []), "m >= 1"),
+    "two columns": (scans(np.zeros((10, 64, 2))), "cloud 0: has shape (64, 2)"),
+    "strings": (scans(np.full((10, 64, 3), b"1")), "not numbers"),
+    "NaN": (spoilt_scan(np.nan), "cloud 3: holds NaN, Inf"),
+    "Inf": (spoilt_scan(np.inf), "cloud 3: holds NaN, Inf"),
+    "one point": (scans(np.ones((10, 1, 3))), "two different points"),
+    "equal points": (scans(np.ones((10, 64, 3))), "two different points"),
+    "cut short": (cut, "not a whole HDF5"),
+    "no HDF5": (lambda path: path.write_bytes(bytes(range(256))), "not a whole HDF5"),
+    "a folder": (folder_instead, "not a whole HDF5"),
+}
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("spoil, says", BAD_H5.values(), ids=BAD_H5)
+def test_a_bad_h5_is_named(root, spoil, says, labels):
+    """Whether or not labels are opened: their number must fit in both cases."""
+    spoil(root / SCANS)
+    text = refusal(lambda: load_domain(root, "SC", labels=labels))
+    assert str(root / SCANS) in text and says in text
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_damaged_stretch_of_an_h5_never_ends_in_a_traceback(root):
+    """Wherever 64 bytes are lost, the file loads with finite points or is refused by name."""
+    whole, results = (root / SCANS).read_bytes(), []
+    for at in np.linspace(0, len(whole) - 64, 60).astype(int):
+        (root / SCANS).write_bytes(whole[:at] + b"\xff" * 64 + whole[at + 64 :])
+        try:
+            results.append(bool(load_domain(root, "SC").train.isfinite().all()))
+        except UserError as error:
+            assert str(root / SCANS) in str(error) and "\n" not in str(error)
+            results.append("refused")
+    assert "refused" in results and False not in results
+
+
+@pytest.mark.parametrize("wrong", [10, -1, 2.5, np.nan, b"sofa", True], ids=str)
+def test_h5_labels_are_whole_numbers_below_ten(root, wrong):
+    """Refused when they are asked for, and never looked at when they are not."""
+    scans(labels=[wrong] * 10)(root / SCANS)
+    text = refusal(lambda: load_domain(root, "SC"))
+    assert SCANS in text and "0..9" in text
+    assert load_domain(root, "SC", labels=False).train.shape == (10, 64, 3)
+
+
+# ---------------------------------------------------------------- folders
+def remove_class(root):
+    for path in (root / "PointDA_data/modelnet/chair/train").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "key, spoil, says",
+    [
+        ("M", lambda root: (root / "PointDA_data").rename(root / "elsewhere"), "PointDA_data/modelnet"),
+        ("M", lambda root: (root / "PointDA_data/modelnet/chair").rename(root / "chair"), "modelnet/chair/train"),
+        ("M", lambda root: (root / "PointDA_data/modelnet/chair/test").rename(root / "test"), "modelnet/chair/test"),
+        ("M", remove_class, "modelnet/chair/train"),
+        ("SC", lambda root: (root / SCANS).unlink(), "train_*.h5"),
+        ("SC", lambda root: (root / "PointDA_data/scannet").rename(root / "scannet"), "PointDA_data/scannet"),
+    ],
+    ids=["no set", "no class folder", "no test folder", "empty class", "no train file", "no scannet"],
+)
+def test_a_missing_folder_is_named_with_the_command_that_gets_it(root, key, spoil, says):
+    """The path and `make data`."""
+    spoil(root)
+    text = refusal(lambda: load_domain(root, key))
+    assert says in text and "make data" in text
+
+
+# ---------------------------------------------------------------- bodies
+@pytest.fixture
+def bodies(tmp_path):
+    return make_pointsegda(tmp_path / "set", per_split=3, domains=("faust",))
+
+
+def with_label(value):
+    def spoil(path):
+        body = np.load(path)
+        body[7, 3] = value
+        np.save(path, body)
+
+    return spoil
+
+
+BAD_BODY = {
+    "no label column": (lambda path: np.save(path, np.load(path)[:, :3]), "(64, 3)"),
+    "one column more": (lambda path: np.save(path, np.load(path)[:, [0, 1, 2, 3, 3]]), "(64, 5)"),
+    "fewer points": (lambda path: np.save(path, np.load(path)[:50]), "(50, 4)"),
+    "label 0": (with_label(0), "1..8"),
+    "label 9": (with_label(9), "1..8"),
+    "label 1.5": (with_label(1.5), "1..8"),
+    "label NaN": (with_label(np.nan), "1..8"),
+    "NaN": (lambda path: np.save(path, np.load(path) * [1, np.nan, 1, 1]), "NaN, Inf"),
+    "cut short": (cut, "not a whole .npy"),
+    "an .npz": (zipped, "not a whole .npy"),
+}
+
+
+@pytest.mark.parametrize("spoil, says", BAD_BODY.values(), ids=BAD_BODY)
+def test_a_bad_body_is_named(bodies, spoil, says):
+    """Labels are looked at only when asked for; all else always."""
+    spoil(bodies / BODY)
+    text = refusal(lambda: load_domain(bodies, "seg_F"))
+    assert str(bodies / BODY) in text and says in text
+    if says == "1..8":
+        assert load_domain(bodies, "seg_F", labels=False).train_labels is None
+    else:
+        assert refusal(lambda: load_domain(bodies, "seg_F", labels=False)) == text
+
+
+@pytest.mark.parametrize("name", ["0.npy", "2.npy"])
+def test_a_body_of_another_size_is_the_one_that_is_named(bodies, name):
+    """Wherever it stands among the others."""
+    path = (bodies / BODY).with_name(name)
+    np.save(path, np.load(path)[:50])
+    assert str(path) in refusal(lambda: load_domain(bodies, "seg_F"))
+
+
+@pytest.mark.parametrize("missing", ["val", ""])
+def test_a_missing_body_folder_is_named(bodies, missing):
+    """The folder and where PointSegDA is to be had; it is not what `make data` fetches."""
+    folder = bodies / "PointSegDA/faust" / missing
+    folder.rename(bodies / "away")
+    text = refusal(lambda: load_domain(bodies, "seg_F"))
+    assert str(folder) in text and data.GET_SEG in text and "make data" not in text
+    folder.mkdir()
+    assert str(folder) in refusal(lambda: load_domain(bodies, "seg_F"))
