@@ -41,7 +41,8 @@ def one_line(error):
 
 
 def cli(main):
-    """Run a command; an error of the user's becomes one line on stderr and exit code 2."""
+    """Run a command; an error of the user's becomes one line on stderr and exit code 2, a warning one line."""
+    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
     try:
         main()
     except UserError as error:

@@ -127,18 +127,19 @@ def _folder(path, remedy="get PointDA-10 with `make data`"):
 
 
 def _check_counts(root, domain):
-    """The full set has known counts; a set of that size with others is damaged."""
+    """The full set has known counts, a set of that size with others is damaged; a class may be absent from scans."""
+    name, absent = DOMAINS[domain.key], []
     for split, official in zip(("train", "test"), OFFICIAL[domain.key]):
         got = domain.counts[split]
-        what = f"{DOMAINS[domain.key]} {split}"
         if str(root) != "shapes" and got["total"] == sum(official) and got["per_class"] != list(official):
             raise UserError(
-                f"{root}: {what} has {got['per_class']} clouds a class, not PointDA-10's {list(official)}; "
+                f"{root}: {name} {split} has {got['per_class']} clouds a class, not PointDA-10's {list(official)}; "
                 "fetch it again with `make data`"
             )
-        if 0 in got["per_class"]:
-            absent = ", ".join(c for c, n in zip(CLASSES, got["per_class"]) if n == 0)
-            warnings.warn(f"{what} has no {absent}; mean class accuracy averages the classes present")
+        missing = ", ".join(c for c, n in zip(CLASSES, got["per_class"]) if n == 0)
+        absent += [f"{split} has no {missing}"] if missing else []
+    if absent:
+        warnings.warn(f"{name} {'; '.join(absent)}; mean class accuracy averages the classes present")
 
 
 # ---------------------------------------------------------------- reading and checking files
@@ -360,8 +361,8 @@ def subsample_index(points, n, generator):
     """A fresh random n of the N points of each cloud, without replacement unless N < n, (B, N, 3) -> (B, n)."""
     B, N, _ = points.shape
     if N < n:
-        return torch.randint(N, (B, n), generator=generator, device=points.device)
-    return torch.rand(B, N, generator=generator, device=points.device).topk(n, sorted=False).indices
+        return torch.randint(N, (B, n), generator=generator, device=generator.device)
+    return torch.rand(B, N, generator=generator, device=generator.device).topk(n, sorted=False).indices
 
 
 def subsample(points, n, generator):
@@ -372,7 +373,7 @@ def subsample(points, n, generator):
 def evaluation_subset(points, n, labels=None):
     """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3), labels alike."""
     generator = torch.Generator().manual_seed(seed_of("evaluation", n))
-    index = subsample_index(points.cpu(), n, generator).to(points.device)
+    index = subsample_index(points, n, generator).to(points.device)
     chosen = gather_points(points, index)
     return chosen if labels is None else (chosen, gather_points(labels, index))
 

@@ -32,6 +32,7 @@ def test_a_batch_larger_than_the_domain_wraps(n, batch):
         index = data.stream(n, batch, step, "w")
         count = torch.bincount(index, minlength=n)
         assert len(index) == batch and count.min() >= batch // n and count.max() <= -(-batch // n)
+    assert n == 1 or len({tuple(data.stream(n, batch, step, "w").tolist()) for step in range(20)}) > 3
 
 
 def test_a_step_depends_on_nothing_but_itself():
