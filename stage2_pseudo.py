@@ -139,8 +139,9 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
         L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
     sk = score(model, s, ce, args)  # Eq. (4), (5)
     if sk is not None:  # Sec. III-C: pseudo-labels distort the score, so it is perturbed before the pooled threshold
-        mean, std = args.perturb
-        sk = sk + is_pseudo * (mean + std * torch.randn(sk.shape, generator=g, device=sk.device))
+        own = generator(sk.device, args.seed, "perturb", t)  # measuring must not shift the other draws
+        noise = torch.randn(sk.shape, generator=own, device=sk.device)
+        sk = sk + is_pseudo * (args.perturb[0] + args.perturb[1] * noise)
     lam_s, lam_t = masks(sk, args, len(ce), len(x_t), g)  # Eq. (6), (7)
 
     s.x = s.x.detach()

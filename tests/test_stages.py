@@ -212,6 +212,7 @@ def test_measuring_changes_no_bit(root, tmp_path, ssl):
     for i, more in enumerate((["all", "--measure", "train"], ["all", "--measure", "eval"], ["low", "--beta", "1"])):
         assert same(base, stage1(root, tmp_path / str(i), "--ssl", *ssl, "--select", *more), ["stage1.pt"])
     assert "skew" not in rows(base, 1)[0] and "skew" in rows(tmp_path / "0", 1)[0]
+    assert same(stage2(base), stage2(tmp_path / "0"))
 
 
 def test_selection_changes_the_weights_and_keeps_what_was_asked(root, run, tmp_path):
