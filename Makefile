@@ -69,11 +69,11 @@ run-%:
 	@$(MAKE) --no-print-directory run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4)
 
 # ---------------------------------------------------------------- tables and figures
-DEMO = DATA=shapes BACKBONE=pointnet SSL=defrec STEPS=120 ARGS="--points 256 --batch-size 32 --eval-every 40" ARGS2="--gcn-iters 20"
+DEMO = DATA=shapes BACKBONE=pointnet SSL=defrec STEPS=100 ARGS="--points 200 --batch-size 32 --eval-every 50" ARGS2="--gcn-iters 20"
 demo: | $(VENV)
 	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=all $(DEMO)
 	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=low $(DEMO)
-	@$(PY) eval.py --table results/demo $$(ls -d runs/M_SC-pointnet-defrec-*-b0.7-s0-shapes-t120-*)
+	@$(PY) eval.py --table results/demo $$(ls -d runs/M_SC-pointnet-defrec-*-b0.7-s0-shapes-t100-*)
 
 table: | $(VENV)
 	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }
