@@ -69,7 +69,7 @@ run-%:
 	@$(MAKE) --no-print-directory run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4)
 
 # ---------------------------------------------------------------- tables and figures
-DEMO = DATA=shapes BACKBONE=pointnet SSL=defrec STEPS=100 ARGS="--points 200 --batch-size 32 --eval-every 50" ARGS2="--gcn-iters 20"
+DEMO = SEED=0 BETA=0.7 DATA=shapes BACKBONE=pointnet SSL=defrec STEPS=100 ARGS="--points 200 --batch-size 32 --eval-every 50" ARGS2="--gcn-iters 20"
 demo: | $(VENV)
 	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=all $(DEMO)
 	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=low $(DEMO)
@@ -96,4 +96,5 @@ data: | $(VENV)
 	@$(PY) download.py $(DATA)
 
 clean:
-	rm -rf .cache .pytest_cache __pycache__ tests/__pycache__ runs/*-shapes-*
+	rm -rf .cache .pytest_cache __pycache__ tests/__pycache__
+	grep -ls '"data": "shapes"' runs/*/config.json | xargs -r dirname | xargs -r rm -rf

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's se
 PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
 SAVES = 20  # how often a stage writes last.pt
 SELECTS = ("low", "high", "random", "all", "freeze")
-SSL_TASKS = ("selfdist", "defrec", "gast", "mlsp", "none")
+SSL_TASKS = ("selfdist", "defrec", "none")
 
 
 # ---------------------------------------------------------------- errors and flags
@@ -78,7 +79,7 @@ def number(kind, low, high=math.inf, even=False):
 def add_flags(parser, **default):
     """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
     flag = lambda name, **kw: parser.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
-    flag("--task", help="direction: M_S M_SC S_M S_SC SC_M SC_S, or seg_F_A ...")
+    flag("--task", help="direction: M_S M_SC S_M S_SC SC_M SC_S")
     flag("--data", help="folder that holds PointDA_data/, or 'shapes' for the built-in shapes")
     flag("--backbone", choices=("dgcnn", "pointnet"))
     flag("--ssl", choices=SSL_TASKS, help="self-supervised task; none = no adaptation")
@@ -130,7 +131,8 @@ def generator(device, *words):
 def provenance(device):
     """Commit, command, versions and device, as plain values."""
     here = Path(__file__).parent
-    git = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True).stdout.strip()
+    run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True).stdout.strip()
+    git = run if shutil.which("git") else lambda *a: ""  # an unpacked archive on a slim machine
     dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
@@ -242,8 +244,14 @@ class Run:
         self.config = {"args": plain(self.args), "data": data, **provenance(self.args.device)}
         self.record[f"stage{self.stage}"] = self.config
         write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda number, frame, stopping=self.stopping: stopping.append(number))
+        stopping = self.stopping
+
+        def ask(number, frame):
+            stopping.append(number)
+            signal.signal(number, signal.SIG_DFL)  # asked twice, it dies at once
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, ask)
 
     def _read_config(self):
         path = self.folder / "config.json"
@@ -271,6 +279,7 @@ class Run:
         T, save_every = self.args.steps, max(1, self.args.steps // SAVES)
         first = self._resume(parts)
         began, text = time.time(), ""
+        start = began
         with tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True) as bar:
             for t in bar:
                 yield t
@@ -279,7 +288,7 @@ class Run:
                     text = evaluate(done)
                 bar.set_postfix_str(f"{self.shown}{text}", refresh=False)
                 if done - first == 10:
-                    bar.write(announce((time.time() - began) / 10 * (T - done), T, self.args.device), end="")
+                    bar.write(announce((time.time() - start) / 10 * (T - done), T, self.args.device), end="")
                 if done % save_every == 0 or done == T or self.stopping:
                     self.seconds, began = self.seconds + time.time() - began, time.time()
                     state = {name: part.state_dict() for name, part in parts.items()}

@@ -86,12 +86,13 @@ def evaluate(run, root=None):
     src_key, tgt_key = data.split_task(args["task"])
     tgt = data.load_domain(root, tgt_key)
     src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
-    if data.fingerprint(src, tgt) != latest["data"]["fingerprint"]:
+    fingerprint = data.fingerprint(src, tgt)
+    if any(config[f"stage{n}"]["data"]["fingerprint"] != fingerprint for n in done):
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
     result = {key: args[key] for key in (*SETTING, "seed")}
     result["data"] = {
         "name": data.data_name(root, src, tgt),
-        "fingerprint": latest["data"]["fingerprint"],
+        "fingerprint": fingerprint,
         "counts": {domain.key: domain.counts for domain in (src, tgt)},
     }
     result |= {key: latest[key] for key in ("device", "commit", "versions")}
@@ -136,6 +137,9 @@ def name_of(flags):
     parts = [flags["task"], flags["backbone"], ssl] + ([kept] if ssl != "none" else [])
     if flags["measure"] == "eval":
         parts.append("measured in eval mode")
+    parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
+    parts += ["scratch"] if flags["scratch"] else []
+    parts += ["no GCN"] if flags["gcn_iters"] == 0 else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
 
@@ -145,7 +149,11 @@ def paper_number(flags):
     method = methods.get(flags["ssl"], "DefRec+PCM" if flags["pcm"] else "")
     if flags["oracle"] or flags["select"] not in ("all", "low"):
         return ""  # the controls have no row in the paper
+    if flags["ssl"] == "selfdist" and (flags["pcm"] or flags.get("gcn_iters") == 0):
+        return ""
     if flags["select"] == "low" and flags["ssl"] != "none":
+        if (flags["beta"], flags["alpha"]) != (0.7, 1):
+            return ""
         method += " + SM-DSB"
     with open(Path(__file__).with_name("reported.csv")) as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))

@@ -110,8 +110,8 @@ def main():
     parser.add_argument("--label", choices=CLASSES, help="class whose loss is explained (default: the predicted one)")
     args = parser.parse_args()
 
-    points = read_cloud(args.cloud)  # (N, 3), unit sphere
     checkpoint = load_checkpoint(args.ckpt)
+    points = read_cloud(args.cloud)  # (N, 3), unit sphere
     if checkpoint["config"]["args"]["task"].startswith("seg"):
         raise UserError(f"{args.ckpt} segments; give a checkpoint of M_S, M_SC, ..., which classifies")
     model = model_of(checkpoint).eval()

@@ -51,7 +51,9 @@ def build(name, model, n, src_key, tgt_key):
         return SelfDistillation(model, n, crop=data.is_synthetic_to_real(src_key, tgt_key))
     if name == "none":
         return NoTask(n, crop=data.is_synthetic_to_real(src_key, tgt_key))
-    return DeformationReconstruction(model, n)
+    if name == "defrec":
+        return DeformationReconstruction(model, n)
+    raise ValueError(f"build: no self-supervised task is called {name!r}")
 
 
 class Task(nn.Module):
@@ -177,14 +179,14 @@ def farthest_points(points, m):
     return index
 
 
-def pcm(points, labels, generator):
+def pcm(points, generator):
     """Point-cloud mixup: each cloud gives a share mu of its points, another of the batch the rest, both by FPS.
 
-    Returns mixed (B, N, 3), the partner's labels (B,), and mu ~ Beta(1, 1), one a batch.
+    Returns mixed (B, N, 3), each cloud's partner (B,) as an index, and mu ~ Beta(1, 1), one a batch.
     """
     B, N, _ = points.shape
     mu = torch.rand((), generator=generator, device=points.device).item()
     partner = torch.randperm(B, generator=generator, device=points.device)
     n = round(mu * N)
     picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
-    return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), labels[partner], mu
+    return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), partner, mu

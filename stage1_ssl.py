@@ -37,16 +37,18 @@ LR, WEIGHT_DECAY, WARM_UP = 1e-3, 1e-4, 0.3  # AdamW and OneCycle, one setting f
 
 
 # ---------------------------------------------------------------- pieces of a step, used by both stages
-def labelled_loss(model, view, args, g):
-    """Cross-entropy of each labelled sample (B,), and the encoder's features of that pass."""
+def labelled_loss(model, view, args, g, w=1.0):
+    """Cross-entropy of each labelled sample (B,), weighted by w (B,), and the encoder's features of that pass."""
     view.x.requires_grad_(args.measure == "train" and not args.pcm)
-    x, y_b, mu = ssl_tasks.pcm(view.x, view.y, g) if args.pcm else (view.x, view.y, 1.0)
+    x, partner, mu = ssl_tasks.pcm(view.x, g) if args.pcm else (view.x, None, 1.0)
     features = model.encoder(x)
     logits = model.predict(features)
-    ce = F.cross_entropy(logits, view.y, reduction="none")
+    ce = lambda y: F.cross_entropy(logits, y, reduction="none")
+    loss = w * ce(view.y)
     if args.pcm:
-        ce = mu * ce + (1 - mu) * F.cross_entropy(logits, y_b, reduction="none")
-    return ce, features
+        w_b = w[partner] if isinstance(w, torch.Tensor) else w
+        loss = mu * loss + (1 - mu) * w_b * ce(view.y[partner])
+    return loss, features
 
 
 def score(model, view, ce, args):
@@ -155,7 +157,8 @@ def main():
     parser.add_argument("--oracle", action="store_true", help="train on the target WITH its labels (a bound)")
     args = parser.parse_args()
     settle(args)
-    data.split_task(args.task)
+    if data.split_task(args.task)[0].startswith("seg_"):
+        raise UserError(f"--task {args.task}: segmentation is not trained here; choose one of {' '.join(data.TASKS)}")
     if args.out is None:
         raise UserError("--out: say which folder the run goes to, e.g. --out runs/mine")
     with Run(args.out, 1, args) as run:

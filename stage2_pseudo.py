@@ -102,13 +102,15 @@ def refine(args, model, clouds, pseudo, done):
         F.cross_entropy(gcn(f, p * shown, A), p.argmax(-1)).backward()
         optimizer.step()
     with torch.no_grad():
-        confidence, label = gcn.eval()(f, p, A).softmax(-1).max(-1)
+        confidence, label = gcn.eval()(f, p, A).double().softmax(-1).max(-1)  # float32 ties near 1
     before = pseudo.label.clone()
+    shuffled = torch.randperm(len(label), generator=g, device=f.device)  # the files' order may be the classes'
     for c in label.unique():  # a class nobody is given is skipped
-        members = (label == c).nonzero()[:, 0]
+        members = shuffled[label[shuffled] == c]
         surest = members[confidence[members].argsort(descending=True, stable=True)]
         chosen = surest[: len(surest) * done // args.steps]
-        pseudo.label[chosen], pseudo.confidence[chosen], pseudo.confident[chosen] = c, confidence[chosen], True
+        pseudo.label[chosen], pseudo.confident[chosen] = c, True
+        pseudo.confidence[chosen] = confidence[chosen].float()
     return int((pseudo.label != before).sum())
 
 
@@ -133,11 +135,11 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
     """Losses and gradients of step t on a labelled View, its weights (B,), and unlabelled target clouds (B, P, 3)."""
     u = task.views(x_t, None, tgt.key, False, g)
 
-    ce, features = labelled_loss(model, s, args, g)  # (B,)
-    L_c = task.cls_weight * (w_ce * ce).mean()
+    ce, features = labelled_loss(model, s, args, g, w_ce)  # (B,)
+    L_c = task.cls_weight * ce.mean()
     if task.own_pass:
         L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
-    sk = score(model, s, ce, args)  # Eq. (4), (5)
+    raw = sk = score(model, s, ce, args)  # Eq. (4), (5)
     if sk is not None:  # Sec. III-C: pseudo-labels distort the score, so it is perturbed before the pooled threshold
         own = generator(sk.device, args.seed, "perturb", t)  # measuring must not shift the other draws
         noise = torch.randn(sk.shape, generator=own, device=sk.device)
@@ -153,7 +155,7 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
     if rest.requires_grad:
         rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
     pseudo = {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
-    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk) | pseudo
+    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, raw) | pseudo
 
 
 # ---------------------------------------------------------------- the loop
@@ -203,18 +205,22 @@ def read_flags():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
     parser.add_argument("--scratch", action="store_true", help="keep the pseudo-labels, start from fresh weights")
-    parser.add_argument("--perturb", type=number(float, 0), nargs=2, default=list(PERTURB), metavar=("MEAN", "STD"))
+    parser.add_argument(
+        "--perturb", type=number(float, -100, 100), nargs=2, default=list(PERTURB), metavar=("MEAN", "STD")
+    )
     parser.add_argument("--gcn-iters", type=number(int, 0), default=GCN_ITERS, help="a refinement; 0 = off")
     add_flags(parser)
     args = parser.parse_args()
     start = load_checkpoint(args.init)
+    if "last_student" not in start:
+        raise UserError(f"--init {args.init}: a stage that is not finished; give RUN/stage1.pt")
     first = start["config"]["args"]
     for name in ("task", "backbone"):
         if getattr(args, name) not in (None, first[name]):
             raise UserError(f"--{name} {getattr(args, name)}: {args.init} has {first[name]}; drop the flag")
     if first["oracle"]:
         raise UserError(f"{args.init} is an oracle run, which has no stage 2; give a run without --oracle")
-    if args.select and not args.measure:
+    if args.select in ("random", "all", "freeze") and not args.measure:
         first["measure"] = None  # whether to measure goes with whom to select
     if args.steps:
         first["eval_every"] = None

@@ -85,13 +85,13 @@ def test_farthest_points_is_the_greedy_loop():
 
 
 def test_pcm_mixes_by_the_share_it_returns():
-    """round(mu N) points of the cloud itself, the rest of its partner, whose labels come along."""
+    """round(mu N) points of the cloud itself, the rest of its partner."""
     x, y = clouds(6, 50), torch.arange(6)
-    mixed, y_b, mu = ssl_tasks.pcm(x, y, gen(5))
+    mixed, partner, mu = ssl_tasks.pcm(x, gen(5))
     n = round(mu * 50)
-    assert mixed.shape == x.shape and 0 < n < 50 and sorted(y_b.tolist()) == y.tolist()
+    assert mixed.shape == x.shape and 0 < n < 50 and sorted(partner.tolist()) == y.tolist()
     for b in range(6):
-        mine, theirs = ({tuple(p) for p in cloud.tolist()} for cloud in (x[b], x[y_b[b]]))
+        mine, theirs = ({tuple(p) for p in cloud.tolist()} for cloud in (x[b], x[partner[b]]))
         assert {tuple(p) for p in mixed[b, :n].tolist()} <= mine and {tuple(p) for p in mixed[b, n:].tolist()} <= theirs
 
 
