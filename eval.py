@@ -217,6 +217,7 @@ def as_csv(results):
     for r, n, part in stages_of(results):
         row = {"stage": n, **part["flags"]}
         row |= {f"{c}_{m}": round(part[c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
+        row["last_source_acc"] = round(part["curve"][-1]["source"], 4)
         row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
         rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
     out = io.StringIO()

@@ -102,7 +102,7 @@ def three_levels(saliency):
 def main():
     from clouds import draw, read_cloud, write_ply
     from common import Parser, UserError, load_checkpoint, model_of
-    from data import CLASSES
+    from data import CLASSES, MOST_POINTS, evaluation_subset
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cloud", type=Path, help="a cloud of points: .npy, .ply, .txt or .xyz, z up")
@@ -112,6 +112,8 @@ def main():
 
     checkpoint = load_checkpoint(args.ckpt)
     points = read_cloud(args.cloud)  # (N, 3), unit sphere
+    if len(points) > MOST_POINTS:  # a scan of a million points is sampled as the training clouds were
+        points = evaluation_subset(points[None], MOST_POINTS)[0]
     if checkpoint["config"]["args"]["task"].startswith("seg"):
         raise UserError(f"{args.ckpt} segments; give a checkpoint of M_S, M_SC, ..., which classifies")
     model = model_of(checkpoint).eval()
