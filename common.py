@@ -104,6 +104,8 @@ def add_flags(parser, **default):
 
 def settle(args):
     """Fill in the defaults that follow from other flags, and refuse what cannot go together."""
+    if args.task.startswith("seg_"):
+        raise UserError(f"--task {args.task}: segmentation is not trained here; choose M_S, M_SC, S_M, S_SC, SC_M or SC_S")
     args.steps = args.steps or PAPER_STEPS[args.backbone]
     args.batch_size = args.batch_size or PAPER_BATCH[args.backbone]
     args.eval_every = args.eval_every or max(args.steps // 20, 100)

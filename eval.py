@@ -23,14 +23,8 @@ from common import Parser, UserError, cli, write_atomically
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
-FLAGS = (
-    *SETTING,
-    "oracle",
-    "batch_size",
-    "perturb",
-    "gcn_iters",
-    "scratch",
-)  # runs alike in these are pooled over seeds
+# runs alike in all of these are pooled over seeds
+FLAGS = (*SETTING, "oracle", "batch_size", "perturb", "gcn_iters", "scratch")
 
 
 # ---------------------------------------------------------------- metrics
