@@ -23,17 +23,26 @@ folder    = runs/$(1)-$(BACKBONE)-$(2)-$(3)-b$(BETA)-s$(4)$(DATATAG)$(if $(STEPS
 cell      = $(call folder,$(word 1,$(1)),$(word 2,$(1)),$(word 3,$(1)),$(word 4,$(1)))
 RUN       = $(call folder,$(TASK),$(SSL),$(SELECT),$(SEED))
 
-.PHONY: help all run demo table study bench test data clean $(TASKS)
+# SSL=defrec+pcm is --ssl defrec --pcm; SELECT=all+pcgrad is --select all --mtl pcgrad
+parts       = $(subst +, ,$(1))
+SSLFLAGS    = --ssl $(word 1,$(call parts,$(SSL))) $(addprefix --,$(word 2,$(call parts,$(SSL))))
+SELECTFLAGS = --select $(word 1,$(call parts,$(SELECT))) $(addprefix --mtl ,$(word 2,$(call parts,$(SELECT))))
+
+.PHONY: help all run demo table table1 table3 study trains bench test data clean $(TASKS)
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       built-in shapes on a CPU, minutes: both stages, select all against low, a table and a figure"
 	@echo "make M_S        both stages on PointDA-10; also M_SC S_M S_SC SC_M SC_S; make all runs the six"
-	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet SSL=selfdist|defrec|none SELECT=low|high|random|all|freeze"
-	@echo "                 BETA=0.7 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
+	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet SSL=selfdist|defrec|defrec+pcm|gast|mlsp|none BETA=0.7"
+	@echo "                 SELECT=low|high|random|all|freeze or with gradient surgery all+pcgrad|all+cagrad|all+cgdm"
+	@echo "                 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
 	@echo "make data       fetch PointDA-10 into data/"
 	@echo "make table      every finished run under runs/ -> results/table.md, .csv and .png"
-	@echo "make study      select all, low, random and no adaptation over SEEDS and TASKS -> results/study.md (see README)"
+	@echo "make table1     the paper's Table I: what is not yet run, then results/table1.md; any part of it with"
+	@echo "make table3     [METHODS='selfdist-all selfdist-low' TASKS='M_S M_SC' SEEDS='0 1 2']; Table III likewise (PointNet)"
+	@echo "make study      the same for METHODS of your own, one line a setting and stage -> OUT.md, OUT.csv, OUT.png"
+	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/trains.md"
 	@echo "make bench      speed and memory on this machine, as ratios -> results/bench.md"
 	@echo "make test       the test suite;   make clean   remove caches and the runs on built-in shapes"
 	@echo "PY=python uses your own environment in place of .venv"
@@ -43,6 +52,8 @@ help:
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+EXTRAS = $(if $(VENV),$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt)
 
 # ---------------------------------------------------------------- one run: stage 1, stage 2, its row
 $(TASKS): %: | havedata
@@ -58,7 +69,7 @@ run: $(RUN)/stage$(STAGES).pt | $(VENV)
 	@$(PY) eval.py --run $(RUN)
 
 $(RUN)/stage1.pt: | $(VENV)
-	$(PY) stage1_ssl.py --task $(TASK) --data $(DATA) --backbone $(BACKBONE) --ssl $(SSL) --select $(SELECT) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS) --out $(@D)
+	$(PY) stage1_ssl.py --task $(TASK) --data $(DATA) --backbone $(BACKBONE) $(SSLFLAGS) $(SELECTFLAGS) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS) --out $(@D)
 
 $(RUN)/stage2.pt: $(RUN)/stage1.pt | $(VENV)
 	$(PY) stage2_pseudo.py --init $< --out $(@D) $(ARGS2)
@@ -79,20 +90,39 @@ table: | $(VENV)
 	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }
 	@$(PY) eval.py --table results/table $$(dirname runs/*/result.json)
 
-METHODS ?= none-all selfdist-all selfdist-low selfdist-random
-CELLS    = $(foreach t,$(TASKS),$(foreach m,$(METHODS),$(foreach s,$(SEEDS),$(t)-$(m)-$(s))))
-OUT     ?= results/study
-study: $(CELLS:%=run-%) | $(VENV)
-	@$(PY) eval.py --table $(OUT) $(foreach c,$(CELLS),$(call cell,$(subst -, ,$(c))))
+# a method is SSL-SELECT; finished cells are not run again, and `make -j2` runs two at a time
+TABLE1 = none-all defrec+pcm-all mlsp-all gast-all gast-low selfdist-all selfdist-low
+TABLE3 = none-all $(foreach b,defrec+pcm gast mlsp selfdist,$(b)-all $(b)-low) $(foreach m,random all+pcgrad all+cagrad all+cgdm,defrec+pcm-$(m))
+cells  = $(foreach t,$(TASKS),$(foreach m,$(or $(METHODS),$(1)),$(foreach s,$(SEEDS),$(t)-$(m)-$(s))))
+runs   = $(foreach c,$(call cells,$(1)),$(call cell,$(subst -, ,$(c))))
+
+table1: $(addprefix run-,$(call cells,$(TABLE1))) | $(VENV)
+	@$(PY) tables.py 1 $(call runs,$(TABLE1))
+
+# Table III: PointNet, 20,000 steps, beta .8, unless given
+table3:
+	@$(MAKE) --no-print-directory table3-cells BACKBONE=pointnet STEPS=$(or $(STEPS),20000) BETA=$(if $(filter file,$(origin BETA)),0.8,$(BETA))
+table3-cells: $(addprefix run-,$(call cells,$(TABLE3))) | $(VENV)
+	@$(PY) tables.py 3 $(call runs,$(TABLE3))
+
+OUT   ?= results/study
+STUDY  = none-all selfdist-all selfdist-low selfdist-random
+study: $(addprefix run-,$(call cells,$(STUDY))) | $(VENV)
+	@$(PY) eval.py --table $(OUT) $(call runs,$(STUDY))
+
+trains: | $(VENV)
+	@$(PY) trains.py --data $(DATA)
 
 bench: | $(VENV)
 	@$(PY) bench.py
 
+# gradient surgery is tested where its library can be had
 test: | $(VENV)
+	-@$(EXTRAS)
 	$(PY) -m pytest -q tests
 
 data: | $(VENV)
-	@$(if $(VENV),$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt)
+	@$(EXTRAS)
 	@$(PY) download.py $(DATA)
 
 clean:

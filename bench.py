@@ -101,6 +101,7 @@ def flags(ssl, measure, B, device):
         measure=measure,
         beta=0.7,
         alpha=1.0,
+        mtl="sum",
         points=1024,
         seed=0,
         steps=100,

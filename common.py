@@ -28,7 +28,8 @@ PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's se
 PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
 SAVES = 20  # how often a stage writes last.pt
 SELECTS = ("low", "high", "random", "all", "freeze")
-SSL_TASKS = ("selfdist", "defrec", "none")
+SSL_TASKS = ("selfdist", "defrec", "gast", "mlsp", "none")
+MTL = ("sum", "pcgrad", "cagrad", "cgdm")
 
 
 # ---------------------------------------------------------------- errors and flags
@@ -92,6 +93,9 @@ def add_flags(parser, **default):
     flag("--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
     flag("--beta", type=number(float, 0, 1), help="kept share of a batch, Eq. (6)")
     flag("--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
+    flag(
+        "--mtl", choices=MTL, help="how the two losses' gradients are joined; sum is the paper, the others comparators"
+    )
     flag("--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
     flag("--points", type=number(int, 20), help="points a cloud")
     flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet unless given")
@@ -105,10 +109,17 @@ def add_flags(parser, **default):
 def settle(args):
     """Fill in the defaults that follow from other flags, and refuse what cannot go together."""
     if args.task.startswith("seg_"):
-        raise UserError(f"--task {args.task}: segmentation is not trained here; choose M_S, M_SC, S_M, S_SC, SC_M or SC_S")
+        raise UserError(
+            f"--task {args.task}: segmentation is not trained here; choose M_S, M_SC, S_M, S_SC, SC_M or SC_S"
+        )
     args.steps = args.steps or PAPER_STEPS[args.backbone]
     args.batch_size = args.batch_size or PAPER_BATCH[args.backbone]
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
+    args.mtl = args.mtl or "sum"
+    if args.mtl in ("pcgrad", "cagrad"):
+        from comparators import aggregator
+
+        aggregator(args.mtl)  # absent? say so before a folder is made
     if args.select in ("low", "high"):
         args.measure = args.measure or "train"  # these two always measure
     if args.device in (None, "auto"):

@@ -24,7 +24,7 @@ from common import Parser, UserError, cli, write_atomically
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
 # runs alike in all of these are pooled over seeds
-FLAGS = (*SETTING, "oracle", "batch_size", "perturb", "gcn_iters", "scratch")
+FLAGS = (*SETTING, "mtl", "oracle", "batch_size", "perturb", "gcn_iters", "scratch")
 
 
 # ---------------------------------------------------------------- metrics
@@ -132,27 +132,37 @@ def name_of(flags):
     if flags["measure"] == "eval":
         parts.append("measured in eval mode")
     parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
+    parts += [] if flags["mtl"] in ("sum", None) else [flags["mtl"]]
     parts += ["scratch"] if flags["scratch"] else []
     parts += ["no GCN"] if flags["gcn_iters"] == 0 else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
 
-def paper_number(flags):
-    """What the paper prints for this direction, backbone and method, or ""."""
-    methods = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
-    method = methods.get(flags["ssl"], "DefRec+PCM" if flags["pcm"] else "")
-    if flags["oracle"] or flags["select"] not in ("all", "low"):
-        return ""  # the controls have no row in the paper
+def method_of(flags):
+    """The paper's name of a setting, or None: the controls and comparators have no row in it."""
+    names = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
+    method = names.get(flags["ssl"], "DefRec+PCM" if flags["pcm"] else None)
+    beta = 0.8 if flags["backbone"] == "pointnet" else 0.7  # Table III, Table I
+    base = flags["select"] == "all" or flags["ssl"] == "none"
+    if flags["oracle"] or flags.get("mtl", "sum") not in ("sum", None) or not (base or flags["select"] == "low"):
+        return None
     if flags["ssl"] == "selfdist" and (flags["pcm"] or flags.get("gcn_iters") == 0):
-        return ""
-    if flags["select"] == "low" and flags["ssl"] != "none":
-        if (flags["beta"], flags["alpha"]) != (0.7, 1):
-            return ""
-        method += " + SM-DSB"
+        return None
+    if base or method is None:
+        return method
+    return f"{method} + SM-DSB" if (flags["beta"], flags["alpha"]) == (beta, 1) else None
+
+
+def reported():
+    """The paper's numbers: (method, backbone, direction) -> text, in the paper's order."""
     with open(Path(__file__).with_name("reported.csv")) as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        key = (method, flags["backbone"], flags["task"])
-        return next((r["value"] for r in rows if (r["method"], r["backbone"], r["direction"]) == key), "")
+        return {(r["method"], r["backbone"], r["direction"]): r["value"] for r in rows}
+
+
+def paper_number(flags):
+    """What the paper prints for this direction, backbone and method, or ""."""
+    return reported().get((method_of(flags), flags["backbone"], flags["task"]), "")
 
 
 def spread(values):

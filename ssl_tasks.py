@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from models import EMA, PerPointHead
+from models import EMA, PerPointHead, knn
 
 
 @dataclass
 class View:
-    """An augmented batch of one domain: x (B, n, 3) feeds the student; y labels or None; weak (B, n, 3) the teacher."""
+    """An augmented batch of one domain: x (B, n, 3) feeds the student; y labels or None; weak (B, n, 3) the teacher;
+    radius (B,) in which MLSP counts neighbours, which differs between domains."""
 
     x: torch.Tensor
     y: torch.Tensor | None = None
     weak: torch.Tensor | None = None
+    radius: torch.Tensor | None = None
 
 
 def cat(views):
@@ -53,6 +55,10 @@ def build(name, model, n, src_key, tgt_key):
         return NoTask(n, crop=data.is_synthetic_to_real(src_key, tgt_key))
     if name == "defrec":
         return DeformationReconstruction(model, n)
+    if name == "gast":
+        return GeometryAwareSelfTraining(n)
+    if name == "mlsp":
+        return MaskedLocalStructure(model, n)
     raise ValueError(f"build: no self-supervised task is called {name!r}")
 
 
@@ -127,7 +133,7 @@ class DeformationReconstruction(Task):
         self.head = PerPointHead(model.encoder.point_dim, 3)
 
     def forward(self, model, view, features, generator):
-        deformed, hole = deform(view.x, generator)
+        deformed, hole, _ = deform(view.x, generator)
         return 20 * masked_chamfer(self.head(*model.encoder(deformed)), view.x, hole)
 
 
@@ -145,13 +151,16 @@ def choose_voxel(index, least, generator):
 
 
 def deform(points, generator, least=40):
-    """Replace one voxel's points by N(its centre, .001 I), (B, N, 3) -> deformed (B, N, 3), hole (B, N) bool."""
+    """Replace one voxel's points by N(its centre, .001 I).
+
+    (B, N, 3) -> deformed (B, N, 3), hole (B, N) bool where points were replaced, the voxel (B,) in 0..26.
+    """
     index = voxel(points)
     chosen = choose_voxel(index, least, generator)  # (B,)
     centre = (torch.stack([chosen // 9, chosen // 3 % 3, chosen % 3], -1) - 1) * (2 / 3)  # (B, 3)
     noise = torch.randn(points.shape, generator=generator, device=points.device) * math.sqrt(0.001)
     hole = index == chosen[:, None]
-    return torch.where(hole[..., None], centre[:, None] + noise, points), hole
+    return torch.where(hole[..., None], centre[:, None] + noise, points), hole, chosen
 
 
 def masked_chamfer(predicted, truth, mask):
@@ -190,3 +199,108 @@ def pcm(points, generator):
     n = round(mu * N)
     picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
     return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), partner, mu
+
+
+# ---------------------------------------------------------------- GAST (Zou et al., ICCV 2021)
+class GeometryAwareSelfTraining(Task):
+    """By how many quarter turns two parts of the cloud were rotated, and which of its 27 regions was distorted."""
+
+    cls_weight = 0.5
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.turns_x, self.turns_y, self.region = nn.Linear(1024, 4), nn.Linear(1024, 4), nn.Linear(1024, 27)
+
+    def weight(self, progress):
+        return 1.0  # the weights of the two parts are in the loss
+
+    def forward(self, model, view, features, generator):
+        ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
+        turned, k_x, k_y, mu = turn_parts(view.x, generator)
+        f = model.encoder(turned)[1]  # (B, 1024)
+        rotation = mu * ce(self.turns_x(f), k_x) + (1 - mu) * ce(self.turns_y(f), k_y)  # each head its own label
+        distorted, _, chosen = deform(view.x, generator, least=20)
+        location = ce(self.region(model.encoder(distorted)[1]), chosen)
+        return 0.2 * rotation + 0.5 * location
+
+
+def quarter_turns(points, k, axis):
+    """Rotate each cloud by k quarter turns, exactly, about x (axis 0) or y (axis 1): (B, n, 3), (B,) -> (B, n, 3)."""
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    c, s = points.new_tensor([1, 0, -1, 0])[k, None], points.new_tensor([0, 1, 0, -1])[k, None]  # (B, 1)
+    out = points.clone()
+    out[..., i] = c * points[..., i] - s * points[..., j]
+    out[..., j] = s * points[..., i] + c * points[..., j]
+    return out
+
+
+def turn_parts(points, generator):
+    """Two farthest-point samples of each cloud, round(mu N) points turned about x, the others about y, together N.
+
+    Returns turned (B, N, 3), quarter turns about x (B,) and y (B,), and mu ~ Beta(1, 1), one a batch.
+    """
+    B, N, _ = points.shape
+    mu = torch.rand((), generator=generator, device=points.device).item()
+    k_x, k_y = torch.randint(4, (2, B), generator=generator, device=points.device)
+    n = round(mu * N)
+    picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
+    parts = quarter_turns(picked[:, :n], k_x, 0), quarter_turns(picked[:, : N - n], k_y, 1)
+    return torch.cat(parts, 1), k_x, k_y, mu
+
+
+# ---------------------------------------------------------------- MLSP (Liang et al., ECCV 2022)
+class MaskedLocalStructure(Task):
+    """DefRec's hole, and three heads for its local structure: positions, normals, and how many neighbours there are."""
+
+    cls_weight = 0.5
+
+    def __init__(self, model, n):
+        super().__init__(n)
+        self.position, self.normal, self.count = (PerPointHead(model.encoder.point_dim, out) for out in (3, 3, BINS))
+
+    def weight(self, progress):
+        return 1.0  # the weights of the three parts are in the loss
+
+    def views(self, points, labels, key, source, generator):
+        view = super().views(points, labels, key, source, generator)
+        return replace(view, radius=view.x.new_full((len(points),), RADIUS[key]))
+
+    def forward(self, model, view, features, generator):
+        deformed, hole, _ = deform(view.x, generator)
+        features = model.encoder(deformed)
+        position = 20 * masked_chamfer(self.position(*features), view.x, hole)
+        cos = (F.normalize(self.normal(*features), dim=-1) * normals(view.x)).sum(-1)  # (B, N)
+        target, neighbours = cardinality(view.x, view.radius)
+        log_p = self.count(*features).log_softmax(-1)  # (B, N, BINS)
+        expected = (log_p.exp() * torch.arange(0, 2 * BINS, 2, device=log_p.device)).sum(-1)
+        count = -(target * log_p).sum(-1) + 0.05 * (expected - neighbours).abs()
+        w = 1 + 26 * hole  # a point in the hole counts 27 times
+        inside = lambda loss: (loss * w).sum(1) / w.sum(1)
+        return 0.5 * position + 0.5 * inside(1 - cos.abs()) + 0.05 * inside(count)
+
+
+BINS = 16  # of the number of neighbours, two a bin
+RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135}  # unit spheres; the counts are those of about 1024 points
+
+
+def normals(points, k=20):
+    """Unit normals, of either sign, by PCA of the k nearest neighbours, (B, N, 3) -> (B, N, 3)."""
+    B, N, _ = points.shape
+    index = knn(points, k)
+    near = data.gather_points(points, index.flatten(1)).view(B, N, -1, 3)
+    near = near - near.mean(2, keepdim=True)
+    return torch.linalg.eigh(near.transpose(2, 3) @ near).eigenvectors[..., 0]  # of the smallest eigenvalue
+
+
+def cardinality(points, radius):
+    """How many points lie within `radius` of each, itself included, at most 2 (BINS - 1).
+
+    (B, N, 3), (B,) -> shares of the two nearest bins 0, 2, 4, ... (B, N, BINS), the number itself (B, N).
+    """
+    exact = "donot_use_mm_for_euclid_dist"  # distances by products are no better than 1e-3 near 0
+    near = torch.cdist(points, points, compute_mode=exact) <= radius[:, None, None]  # (B, N, N)
+    number = near.sum(-1).clamp_max(2 * (BINS - 1))  # (B, N)
+    low, share = number // 2, number % 2 / 2
+    high = (low + 1).clamp_max(BINS - 1)
+    target = (1 - share)[..., None] * F.one_hot(low, BINS) + share[..., None] * F.one_hot(high, BINS)
+    return target, number

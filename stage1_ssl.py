@@ -13,6 +13,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
+import comparators
 import data
 import ssl_tasks
 from common import Parser, Run, UserError, add_flags, cli, generator, seed_of, settle
@@ -29,6 +30,7 @@ DEFAULTS = dict(
     select="low",  # Eq. (7); `high` is the other reading of the text
     beta=0.7,  # kept share; .8 in Table III
     alpha=1.0,  # Eq. (4)
+    mtl="sum",  # pcgrad, cagrad and cgdm are comparators
     points=1024,  # PointDA-10's protocol
     seed=0,
     device="auto",
@@ -71,6 +73,15 @@ def masks(sk, args, B_s, B_t, g):
     return lam, select(flat[:B_t], keep="all")  # the target is never filtered
 
 
+def descend(args, model, task, L_c, L_ssl, x_t):
+    """What is left of the backward pass: the sum of the losses, or a comparator's way of joining them."""
+    if args.mtl != "sum":
+        return comparators.descend(args.mtl, model, task, L_c, L_ssl, x_t)
+    rest = L_ssl if task.own_pass else L_c + L_ssl
+    if rest.requires_grad:
+        rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+
+
 def log_row(ce, ssl_s, ssl_t, loss, w, lam, sk):
     """The step in numbers; `flat` counts maps without a skewness (no spread, or not finite)."""
     names = ["cls", "ssl_src", "ssl_tgt", "loss", "kept"]
@@ -92,7 +103,7 @@ def backward(t, args, model, task, x_s, y_s, x_t):
 
     ce, features = labelled_loss(model, s, args, g)  # (B,)
     L_c = task.cls_weight * ce.mean()
-    if task.own_pass:
+    if task.own_pass and args.mtl == "sum":
         L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
     sk = score(model, s, ce, args)  # Eq. (4), (5)
     lam_s, lam_t = masks(sk, args, len(x_s), len(x_t), g)  # Eq. (6), (7)
@@ -102,9 +113,7 @@ def backward(t, args, model, task, x_s, y_s, x_t):
     ssl_t = task(model, u, None, g)  # (B,)
     w = task.weight(t / args.steps)
     L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
-    rest = L_ssl if task.own_pass else L_c + L_ssl
-    if rest.requires_grad:
-        rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+    descend(args, model, task, L_c, L_ssl, u.x)
     return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk)
 
 

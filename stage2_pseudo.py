@@ -20,7 +20,7 @@ import ssl_tasks
 from common import Parser, Run, UserError, add_flags, cli, file_hash
 from common import generator, load_checkpoint, number, seed_of, settle
 from models import build
-from stage1_ssl import LR, WARM_UP, WEIGHT_DECAY, labelled_loss, load, log_row, masks, score
+from stage1_ssl import LR, WARM_UP, WEIGHT_DECAY, descend, labelled_loss, load, log_row, masks, score
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 PERTURB = (0.1, 0.05)  # mean and std added to the scores of pseudo-labelled samples; the paper gives the mean
@@ -137,7 +137,7 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
 
     ce, features = labelled_loss(model, s, args, g, w_ce)  # (B,)
     L_c = task.cls_weight * ce.mean()
-    if task.own_pass:
+    if task.own_pass and args.mtl == "sum":
         L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
     raw = sk = score(model, s, ce, args)  # Eq. (4), (5)
     if sk is not None:  # Sec. III-C: pseudo-labels distort the score, so it is perturbed before the pooled threshold
@@ -151,9 +151,7 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
     ssl_t = task(model, u, None, g)  # (B,)
     w = task.weight(t / args.steps)
     L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
-    rest = L_ssl if task.own_pass else L_c + L_ssl
-    if rest.requires_grad:
-        rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+    descend(args, model, task, L_c, L_ssl, u.x)
     pseudo = {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
     return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, raw) | pseudo
 

@@ -63,7 +63,7 @@ def test_choose_voxel_is_uniform_over_the_full_enough():
 def test_deform_replaces_one_voxel_by_a_blob_at_its_centre():
     """Outside the hole nothing moves; inside the points are N(centre, .001 I)."""
     x = clouds(64, 512)
-    y, hole = ssl_tasks.deform(x, gen(1))
+    y, hole, _ = ssl_tasks.deform(x, gen(1))
     assert torch.equal(x[~hole], y[~hole]) and (hole.sum(1) > 0).all()
     for b in range(4):
         assert len(ssl_tasks.voxel(x)[b][hole[b]].unique()) == 1
