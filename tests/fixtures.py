@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common import UserError
-from data import CLASSES
+from data import CLASSES, Domain
 
 
 def refusal(call):
@@ -79,3 +79,9 @@ def make_pointsegda(root, per_split=3, n_points=64, *, domains=("faust", "mit", 
                 points = rng.normal(scale=0.2, size=(n_points, 3)) + part[:, None] * [0, 0, 0.2]
                 np.save(folder / f"{i}.npy", np.column_stack([points, part + 1]).astype(np.float32))
     return root
+
+
+def some(domain, n, labels=True):
+    """The first n clouds of each split of a domain, with or without labels, as load_domain would give it."""
+    cut = [getattr(domain, name)[:n] for name in ("train_labels", "test_labels")] if labels else []
+    return Domain(domain.key, domain.train[:n], domain.test[:n], *cut)

@@ -124,10 +124,13 @@ def test_weights_follow_the_bases():
     assert [task.weight(p) for p in (0, 0.5, 1)] == [math.exp(-5), math.exp(-1.25), 1] and task.cls_weight == 1
     task = ssl_tasks.build("defrec", model, 32, "M", "S")
     assert (task.weight(0.3), task.cls_weight) == (0.5, 0.5)
+    for name in ("gast", "mlsp"):
+        task = ssl_tasks.build(name, model, 32, "M", "S")
+        assert (task.weight(0.3), task.cls_weight) == (1, 0.5)
 
 
 @pytest.mark.parametrize("backbone", ["pointnet", "dgcnn"])
-@pytest.mark.parametrize("name", ["selfdist", "defrec"])
+@pytest.mark.parametrize("name", ["selfdist", "defrec", "gast", "mlsp"])
 def test_losses_are_per_sample_finite_and_trainable(backbone, name):
     """(B,) on both domains, with finite gradients in the encoder and in the task's own head."""
     torch.manual_seed(0)
@@ -147,3 +150,121 @@ def test_no_task_costs_nothing():
     task = ssl_tasks.build("none", models.build("pointnet"), 32, "M", "SC")
     view = task.views(clouds(4, 64), torch.arange(4), "M", True, gen())
     assert task(None, view, None, gen()).tolist() == [0] * 4 and torch.equal(view.y, torch.arange(4))
+
+
+# ---------------------------------------------------------------- GAST
+def test_quarter_turns_are_rotations_about_their_axis():
+    """k turns are k times the 90 degree matrix, exactly; four are none; the axis stays."""
+    x, k = clouds(8, 20), torch.arange(8) % 4
+    quarter = {0: [[1, 0, 0], [0, 0, -1], [0, 1, 0]], 1: [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]}
+    for axis, matrix in quarter.items():
+        y = ssl_tasks.quarter_turns(x, k, axis)
+        for b in range(8):
+            R = torch.linalg.matrix_power(torch.tensor(matrix, dtype=x.dtype), int(k[b]))
+            assert torch.equal(y[b], x[b] @ R.T)
+        assert torch.equal(y[..., axis], x[..., axis])
+        assert torch.equal(ssl_tasks.quarter_turns(y, (4 - k) % 4, axis), x)
+
+
+def test_turned_parts_carry_their_own_labels():
+    """Undoing each part's turns gives points of the cloud; the two labels are drawn independently, and shares are mu."""
+    x = clouds(64, 40)
+    turned, k_x, k_y, mu = ssl_tasks.turn_parts(x, gen(5))
+    n = round(mu * 40)
+    assert turned.shape == x.shape and 0 < n < 40
+    back = ssl_tasks.quarter_turns(turned[:, :n], -k_x % 4, 0), ssl_tasks.quarter_turns(turned[:, n:], -k_y % 4, 1)
+    for b in range(64):
+        own = {tuple(p) for p in x[b].tolist()}
+        assert all(tuple(p) in own for part in back for p in part[b].tolist())
+    pairs = torch.bincount(k_x * 4 + k_y, minlength=16)
+    assert (pairs > 0).sum() >= 12  # 64 draws of 16 pairs; aliased labels would give 4
+
+
+def test_each_rotation_head_is_trained_on_its_own_label(monkeypatch):
+    """The gradient of a head's bias is the softmax minus the one-hot of its own label, weighted mu and 1 - mu."""
+    torch.manual_seed(0)
+    model = models.build("pointnet").eval()
+    task = ssl_tasks.build("gast", model, 40, "M", "SC")
+    view = View(clouds(6, 40))
+    turned, k_x, k_y, mu = ssl_tasks.turn_parts(view.x, gen(9))
+    assert (k_x != k_y).any()
+    f = model.encoder(turned)[1].detach()
+    task(model, view, None, gen(9)).sum().backward()
+    for head, label, share in ((task.turns_x, k_x, mu), (task.turns_y, k_y, 1 - mu)):
+        expected = 0.2 * share * (head(f).softmax(1) - torch.eye(4)[label]).sum(0)
+        assert torch.allclose(head.bias.grad, expected, atol=1e-5)
+
+
+def test_gast_locates_the_voxel_that_was_replaced():
+    """The 27-way label is the voxel of the hole's points; 20 points are enough."""
+    x = clouds(16, 256)
+    _, hole, chosen = ssl_tasks.deform(x, gen(1), least=20)
+    assert all((ssl_tasks.voxel(x)[b][hole[b]] == chosen[b]).all() for b in range(16))
+    assert (hole.sum(1) >= 20).float().mean() > 0.9
+
+
+# ---------------------------------------------------------------- MLSP
+def test_normals_of_a_noisy_plane_and_sphere():
+    """Within 5 degrees on average, of unit length, whatever the sign."""
+    g = gen(4)
+    flat = torch.cat([torch.rand(1, 800, 2, generator=g) * 2 - 1, torch.zeros(1, 800, 1)], -1)
+    normal = torch.linalg.qr(torch.randn(3, 3, generator=g)).Q
+    ball = torch.nn.functional.normalize(torch.randn(1, 800, 3, generator=g), dim=-1)
+    for points, truth in ((flat @ normal.T, normal[:, 2].expand(1, 800, 3)), (ball, ball)):
+        found = ssl_tasks.normals(points + 0.003 * torch.randn(points.shape, generator=g))
+        assert torch.allclose(found.norm(dim=-1), torch.ones(1, 800), atol=1e-5)
+        angle = (found * truth).sum(-1).abs().clamp(max=1).acos().rad2deg()
+        assert angle.mean() < 5
+
+
+def test_cardinality_of_a_counted_example():
+    """A chain with steps of .1: counts by hand, itself included; odd counts share two bins; 30 is the most."""
+    x = torch.zeros(1, 6, 3)
+    x[0, :, 0] = torch.tensor([0.0, 0.1, 0.2, 0.3, 1.0, 2.0])
+    target, number = ssl_tasks.cardinality(x, torch.tensor([0.15]))
+    assert number.tolist() == [[2, 3, 3, 2, 1, 1]]
+    assert target[0, 0, 1] == 1 and target[0, 1, 1:3].tolist() == [0.5, 0.5] and target[0, 4, :2].tolist() == [0.5, 0.5]
+    assert torch.equal(target.sum(-1), torch.ones(1, 6))
+    target, number = ssl_tasks.cardinality(torch.zeros(1, 64, 3), torch.tensor([0.1]))
+    assert (number == 30).all() and (target[..., 15] == 1).all()
+
+
+def test_cardinality_counts_as_a_loop_does():
+    """Each cloud with its own radius."""
+    x, radius = clouds(3, 50), torch.tensor([0.2, 0.35, 0.5])
+    _, number = ssl_tasks.cardinality(x, radius)
+    for b in range(3):
+        for i in range(50):
+            expected = sum(math.dist(x[b, i].tolist(), p) <= radius[b] for p in x[b].tolist())
+            assert number[b, i] == min(expected, 30)
+
+
+def test_the_radius_goes_with_the_domain():
+    """.12 on S, .13 on M, .135 on SC, also in a batch joined from two domains."""
+    task = ssl_tasks.build("mlsp", models.build("pointnet"), 32, "M", "SC")
+    views = [task.views(clouds(2, 40), None, key, True, gen()) for key in ("S", "M", "SC")]
+    assert ssl_tasks.cat(views).radius.tolist() == pytest.approx([0.12, 0.12, 0.13, 0.13, 0.135, 0.135])
+
+
+def test_mlsp_is_its_three_parts_by_hand():
+    """.5 x 20 Chamfer, .5 (1 - abs cos), .05 (CE + .05 L1); points in the hole weigh 27; in a loop over points."""
+    torch.manual_seed(0)
+    model = models.build("pointnet").eval()
+    task = ssl_tasks.build("mlsp", model, 60, "M", "SC").eval()
+    view = View(clouds(2, 60), radius=torch.tensor([0.3, 0.4]))
+    deformed, hole, _ = ssl_tasks.deform(view.x, gen(2))
+    with torch.no_grad():
+        f = model.encoder(deformed)
+        truth, (target, count) = ssl_tasks.normals(view.x), ssl_tasks.cardinality(view.x, view.radius)
+        normal, p, got = task.normal(*f), task.count(*f).softmax(-1), task(model, view, None, gen(2))
+        for b in range(2):
+            total = weights = 0.0
+            for i in range(60):
+                w = 27.0 if hole[b, i] else 1.0
+                cos = torch.dot(normal[b, i], truth[b, i]) / normal[b, i].norm()
+                mean = sum(2 * k * p[b, i, k] for k in range(16))
+                ce = -sum(target[b, i, k] * p[b, i, k].log() for k in range(16))
+                total += w * (0.5 * (1 - cos.abs()) + 0.05 * (ce + 0.05 * (mean - count[b, i]).abs()))
+                weights += w
+            chamfer = ssl_tasks.masked_chamfer(task.position(*f), view.x, hole)[b]
+            assert got[b].item() == pytest.approx((10 * chamfer + total / weights).item(), rel=1e-4)

@@ -1,0 +1,130 @@
+"""Tables I and III from made-up results: who lands in which cell, and that a cell nobody ran is empty."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import data
+import tables
+import trains
+from common import UserError
+from fixtures import some
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, **more):
+    """A result.json as far as the tables read it."""
+    flags = dict(task=task, backbone="dgcnn", ssl=ssl, pcm=False, select=select, beta=0.7, alpha=1.0, measure=None)
+    flags |= dict(mtl="sum", oracle=False, batch_size=64, scratch=False, gcn_iters=1000, seed=seed, steps=10, points=64)
+    flags |= more
+    part = {column: {"acc": acc, "mean_acc": acc, "step": 10} for column in ("last", "source_val", "oracle")}
+    part["flags"] = flags
+    data = {"name": "built-in shapes", "fingerprint": "f" * 64, "counts": {}}
+    whole = {key: flags[key] for key in ("task", "backbone", "ssl", "steps", "points")} | {"data": data, "n_test": 7}
+    whole |= {"device": "CPU", "commit": "abc", "versions": {"torch": "2"}, "seconds": 60}
+    return whole | {"stage1": part, "stage2": part if stage == 2 else None}
+
+
+def cells(text):
+    """(method, line) -> cells of the row; the method's name stands in its first row only."""
+    rows, name = {}, ""
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| method"):
+            first, kind, *values = (cell.strip() for cell in line.strip("|").split("|"))
+            name = first or name
+            rows[name, kind] = values
+    return rows
+
+
+def test_table_1_pools_seeds_beside_the_papers_number():
+    """Self-dist + SM-DSB on M→S: 83.6 in the paper, 55.0 ± 7.1 over two seeds; all other cells are empty."""
+    text = tables.table("1", [result(seed=0, acc=0.5), result(seed=1, acc=0.6)])
+    found = cells(text)
+    name = "Self-dist GCN + SM-DSB, stage 2"
+    assert found[name, "paper"] == ["83.6", "63.0", "84.9", "59.5", "90.5", "81.7"]
+    for line in ("last", "**source val**", "oracle (a leak)"):
+        assert found[name, line] == ["55.0 ± 7.1 (2)", "", "", "", "", ""]
+    assert found["PointDAN", "paper"][0] == "83.9" and ("PointDAN", "last") not in found
+    assert "| | n, test clouds | 7 |" in text
+    assert "built-in shapes" in text and "Not PointDA-10" in text
+
+
+def test_controls_have_rows_of_their_own():
+    """random, gradient surgery and no adaptation do not mix with the methods of the paper."""
+    runs = [
+        result(select="random"),
+        result(select="all", mtl="pcgrad", acc=0.1),
+        result(ssl="none", select="all", stage=1),
+    ]
+    found = cells(tables.table("1", runs))
+    assert found["selfdist random 0.7, stage 2", "last"][0] == "50.0 (1)"
+    assert found["selfdist all pcgrad, stage 2", "last"][0] == "10.0 (1)"
+    assert found["No Adaptation", "paper"][0] == "83.3" and found["No Adaptation", "last"][0] == "50.0 (1)"
+
+
+def test_table_3_quotes_only_what_the_text_quotes():
+    """DefRec+PCM on M→S*, 47.1 without and 49.2 with SM-DSB (beta .8), nothing else."""
+    low = dict(backbone="pointnet", ssl="defrec", pcm=True, task="M_SC", beta=0.8)
+    found = cells(tables.table("3", [result(**low), result(**low | {"select": "all"})]))
+    assert found["DefRec+PCM + SM-DSB, stage 2", "paper"] == ["", "49.2", "", "", "", ""]
+    assert found["DefRec+PCM, stage 2", "paper"] == ["", "47.1", "", "", "", ""]
+    papers = [v for (_, kind), values in found.items() if kind == "paper" for v in values if v]
+    assert sorted(papers) == ["47.1", "49.2"]
+
+
+def test_a_table_of_nothing_has_the_papers_numbers_and_no_others():
+    """No run: every line is the paper's."""
+    found = cells(tables.table("1", []))
+    assert {kind for _, kind in found} == {"paper", "n, test clouds"} and len(found) == 11
+
+
+def test_runs_that_do_not_belong_together_are_refused():
+    """Another backbone, or other numbers of steps: one line that names the run."""
+    with pytest.raises(UserError, match="is dgcnn"):
+        tables.table("1", [result(backbone="pointnet")])
+    with pytest.raises(UserError, match="differ"):
+        tables.table("1", [result(), result(seed=1, steps=20)])
+
+
+def test_make_tables_run_what_they_are_asked_for(tmp_path):
+    """METHODS, TASKS and SEEDS choose the cells; + passes --pcm and --mtl on; a finished cell is not run again."""
+    argv = ["make", "-n", "PY=python", "DATA=shapes", "TASKS=M_SC", "SEEDS=3"]
+    out = subprocess.run([*argv, "table1", "METHODS=defrec+pcm-all"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "--ssl defrec --pcm --select all" in out and "--seed 3" in out
+    assert re.search(r"tables.py 1 runs/M_SC-dgcnn-defrec\+pcm-all-b0.7-s3-shapes$", out, re.M)
+    out = subprocess.run([*argv, "table3", "METHODS=gast-all+cgdm"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "--select all --mtl cgdm --beta 0.8" in out and "--steps 20000" in out and "--backbone pointnet" in out
+
+
+# ---------------------------------------------------------------- trains.py
+@pytest.fixture(scope="module")
+def few():
+    """Sixteen clouds of each domain of the built-in shapes."""
+    return {key: data.load_domain("shapes", key) for key in ("M", "S")}
+
+
+@pytest.mark.parametrize("ssl", trains.TASKS)
+@pytest.mark.parametrize("backbone", trains.BACKBONES)
+@pytest.mark.parametrize("select", trains.SELECTS)
+def test_every_task_learns(select, backbone, ssl, few, monkeypatch):
+    """The short form of `make trains`, on sixteen built-in shapes: L_c falls, all is finite, the kept count is as asked."""
+    monkeypatch.setattr(data, "load_domain", lambda root, key, labels=True: some(few[key], 16, labels))
+    flags = dict(task="M_S", data="shapes", ssl=ssl, backbone=backbone, select=select, points=32, batch_size=16, seed=0)
+    rows, finite, name = trains.short_run({**flags, "steps": 12, "device": "cpu"})
+    found = trains.verdict(rows, finite, trains.asked_for(select, 0.7, 8))
+    assert found["ok"], found
+    assert name == "built-in shapes" and len(rows) == len(finite) == 12
+
+
+def test_the_verdict_can_fail():
+    """A rising loss, a wrong count or a gradient that is not finite fails a run."""
+    row = lambda cls, kept=6: {"cls": cls, "ssl_src": 1.0, "ssl_tgt": 1.0, "kept": kept}
+    good = [row(2.0), row(1.5), row(1.0)]
+    assert trains.verdict(good, [True], 6)["ok"]
+    assert not trains.verdict(good[::-1], [True], 6)["ok"]
+    assert not trains.verdict(good, [True, False], 6)["ok"]
+    assert not trains.verdict(good, [True], 8)["ok"]
+    assert not trains.verdict([row(2.0) | {"ssl_src": float("nan")}, *good[1:]], [True], 6)["ok"]
