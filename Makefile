@@ -13,7 +13,9 @@ STAGES   ?= 2
 
 PY       ?= .venv/bin/python
 VENV     := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
-TASKS    ?= M_S M_SC S_M S_SC SC_M SC_S
+SIX      := M_S M_SC S_M S_SC SC_M SC_S
+TWELVE   := $(foreach a,F M A S,$(foreach b,$(filter-out $(a),F M A S),seg_$(a)_$(b)))
+SEGTASKS := $(TWELVE) $(foreach a,F M A S,seg_$(a)_$(a))
 SEEDS    ?= 0 1 2
 
 # every setting has a folder of its own: steps and further flags are part of its name when they are given
@@ -23,24 +25,30 @@ folder    = runs/$(1)-$(BACKBONE)-$(2)-$(3)-b$(BETA)-s$(4)$(DATATAG)$(if $(STEPS
 cell      = $(call folder,$(word 1,$(1)),$(word 2,$(1)),$(word 3,$(1)),$(word 4,$(1)))
 RUN       = $(call folder,$(TASK),$(SSL),$(SELECT),$(SEED))
 
-# SSL=defrec+pcm is --ssl defrec --pcm; SELECT=all+pcgrad is --select all --mtl pcgrad
+# SSL=defrec+pcm is --ssl defrec --pcm; SELECT=all+pcgrad is --select all --mtl pcgrad, all+oracle adds --oracle
 parts       = $(subst +, ,$(1))
 SSLFLAGS    = --ssl $(word 1,$(call parts,$(SSL))) $(addprefix --,$(word 2,$(call parts,$(SSL))))
-SELECTFLAGS = --select $(word 1,$(call parts,$(SELECT))) $(addprefix --mtl ,$(word 2,$(call parts,$(SELECT))))
+OTHER       = $(word 2,$(call parts,$(SELECT)))
+SELECTFLAGS = --select $(word 1,$(call parts,$(SELECT))) $(if $(filter oracle,$(OTHER)),--oracle,$(addprefix --mtl ,$(OTHER)))
+# no adaptation and the oracle have no pseudo-labels to learn from
+STAGE       = $(if $(filter none,$(SSL))$(filter oracle,$(OTHER)),1,$(STAGES))
 
-.PHONY: help all run demo table table1 table3 study trains bench test data clean $(TASKS)
+.PHONY: help all run demo demo_seg table table1 table2 table3 table3-cells study trains bench test data clean $(SIX) $(SEGTASKS)
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       built-in shapes on a CPU, minutes: both stages, select all against low, a table and a figure"
+	@echo "make demo_seg   the same for segmentation, on built-in bodies"
 	@echo "make M_S        both stages on PointDA-10; also M_SC S_M S_SC SC_M SC_S; make all runs the six"
 	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet SSL=selfdist|defrec|defrec+pcm|gast|mlsp|none BETA=0.7"
 	@echo "                 SELECT=low|high|random|all|freeze or with gradient surgery all+pcgrad|all+cagrad|all+cgdm"
 	@echo "                 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
+	@echo "make seg_F_A    both stages on PointSegDA; all pairs of F M A S, seg_F_F too [SSL=defrec|mlsp|none]"
 	@echo "make data       fetch PointDA-10 into data/"
 	@echo "make table      every finished run under runs/ -> results/table.md, .csv and .png"
 	@echo "make table1     the paper's Table I: what is not yet run, then results/table1.md; any part of it with"
-	@echo "make table3     [METHODS='selfdist-all selfdist-low' TASKS='M_S M_SC' SEEDS='0 1 2']; Table III likewise (PointNet)"
+	@echo "make table2     [METHODS='selfdist-all selfdist-low' TASKS='M_S M_SC' SEEDS='0 1 2']; Table II: PointSegDA,"
+	@echo "make table3     Table III: PointNet"
 	@echo "make study      the same for METHODS of your own, one line a setting and stage -> OUT.md, OUT.csv, OUT.png"
 	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/trains.md"
 	@echo "make bench      speed and memory on this machine, as ratios -> results/bench.md"
@@ -56,16 +64,23 @@ help:
 EXTRAS = $(if $(VENV),$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extra.txt)
 
 # ---------------------------------------------------------------- one run: stage 1, stage 2, its row
-$(TASKS): %: | havedata
+$(SIX): %: | havedata
 	@$(MAKE) --no-print-directory run TASK=$@
 
-all: $(TASKS)
+# PointSegDA: DefRec is the base unless SSL is given; seg_F_F and the like stay within a domain
+SEGSSL = $(if $(filter file,$(origin SSL)),defrec,$(SSL))
+$(SEGTASKS): %: | haveseg
+	@$(MAKE) --no-print-directory run TASK=$@ SSL=$(SEGSSL)
 
-.PHONY: havedata
+all: $(SIX)
+
+.PHONY: havedata haveseg
+haveseg:
+	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointSegDA" ] || { echo "no PointSegDA/ in DATA=$(DATA): 'make data' says where it is to be had, or try the built-in bodies with DATA=shapes" >&2; exit 2; }
 havedata:
 	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointDA_data" ] || { echo "no PointDA_data/ in DATA=$(DATA): fetch it with 'make data', or try the built-in shapes with DATA=shapes" >&2; exit 2; }
 
-run: $(RUN)/stage$(STAGES).pt | $(VENV)
+run: $(RUN)/stage$(STAGE).pt | $(VENV)
 	@$(PY) eval.py --run $(RUN)
 
 $(RUN)/stage1.pt: | $(VENV)
@@ -86,6 +101,13 @@ demo: | $(VENV)
 	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=low $(DEMO)
 	@$(PY) eval.py --table results/demo $$(ls -d runs/M_SC-pointnet-defrec-*-b0.7-s0-shapes-t100-*)
 
+DEMOSEG = SEED=0 BETA=0.7 DATA=shapes SSL=defrec STEPS=60 ARGS="--points 256 --batch-size 16 --eval-every 30"
+demo_seg: | $(VENV)
+	@$(MAKE) --no-print-directory run TASK=seg_F_M SELECT=all $(DEMOSEG)
+	@$(MAKE) --no-print-directory run TASK=seg_F_M SELECT=low $(DEMOSEG)
+	@$(PY) eval.py --table results/demo_seg $$(ls -d runs/seg_F_M-dgcnn-defrec-*-b0.7-s0-shapes-t60-*)
+	@cp $$(ls -d runs/seg_F_M-dgcnn-defrec-low-b0.7-s0-shapes-t60-*)/parts.png results/demo_seg_parts.png
+
 table: | $(VENV)
 	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }
 	@$(PY) eval.py --table results/table $$(dirname runs/*/result.json)
@@ -93,22 +115,26 @@ table: | $(VENV)
 # a method is SSL-SELECT; finished cells are not run again, and `make -j2` runs two at a time
 TABLE1 = none-all defrec+pcm-all mlsp-all gast-all gast-low selfdist-all selfdist-low
 TABLE3 = none-all $(foreach b,defrec+pcm gast mlsp selfdist,$(b)-all $(b)-low) $(foreach m,random all+pcgrad all+cagrad all+cgdm,defrec+pcm-$(m))
-cells  = $(foreach t,$(TASKS),$(foreach m,$(or $(METHODS),$(1)),$(foreach s,$(SEEDS),$(t)-$(m)-$(s))))
-runs   = $(foreach c,$(call cells,$(1)),$(call cell,$(subst -, ,$(c))))
+TABLE2 = none-all+oracle none-all $(foreach b,defrec mlsp,$(b)-all $(b)-low)
+cells  = $(foreach t,$(or $(TASKS),$(2)),$(foreach m,$(or $(METHODS),$(1)),$(foreach s,$(SEEDS),$(t)-$(m)-$(s))))
+runs   = $(foreach c,$(call cells,$(1),$(2)),$(call cell,$(subst -, ,$(c))))
 
-table1: $(addprefix run-,$(call cells,$(TABLE1))) | $(VENV)
-	@$(PY) tables.py 1 $(call runs,$(TABLE1))
+table1: $(addprefix run-,$(call cells,$(TABLE1),$(SIX))) | $(VENV)
+	@$(PY) tables.py 1 $(call runs,$(TABLE1),$(SIX))
+
+table2: $(addprefix run-,$(call cells,$(TABLE2),$(TWELVE))) | $(VENV)
+	@$(PY) tables.py 2 $(call runs,$(TABLE2),$(TWELVE))
 
 # Table III: PointNet, 20,000 steps, beta .8, unless given
 table3:
 	@$(MAKE) --no-print-directory table3-cells BACKBONE=pointnet STEPS=$(or $(STEPS),20000) BETA=$(if $(filter file,$(origin BETA)),0.8,$(BETA))
-table3-cells: $(addprefix run-,$(call cells,$(TABLE3))) | $(VENV)
-	@$(PY) tables.py 3 $(call runs,$(TABLE3))
+table3-cells: $(addprefix run-,$(call cells,$(TABLE3),$(SIX))) | $(VENV)
+	@$(PY) tables.py 3 $(call runs,$(TABLE3),$(SIX))
 
 OUT   ?= results/study
 STUDY  = none-all selfdist-all selfdist-low selfdist-random
-study: $(addprefix run-,$(call cells,$(STUDY))) | $(VENV)
-	@$(PY) eval.py --table $(OUT) $(call runs,$(STUDY))
+study: $(addprefix run-,$(call cells,$(STUDY),$(SIX))) | $(VENV)
+	@$(PY) eval.py --table $(OUT) $(call runs,$(STUDY),$(SIX))
 
 trains: | $(VENV)
 	@$(PY) trains.py --data $(DATA)

@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 PAPER_STEPS = {"dgcnn": 40_000, "pointnet": 10_000}  # per stage; Self-dist's settings, which the paper keeps
-PAPER_BATCH = {"dgcnn": 64, "pointnet": 128}  # both domains together, half from each
+PAPER_BATCH = {"dgcnn": 64, "pointnet": 128, "dgcnn-seg": 32}  # both domains together, half from each
+SEG_EPOCHS = 200  # PointSegDA counts epochs of the source
 SAVES = 20  # how often a stage writes last.pt
 SELECTS = ("low", "high", "random", "all", "freeze")
 SSL_TASKS = ("selfdist", "defrec", "gast", "mlsp", "none")
@@ -108,12 +109,15 @@ def add_flags(parser, **default):
 
 def settle(args):
     """Fill in the defaults that follow from other flags, and refuse what cannot go together."""
-    if args.task.startswith("seg_"):
-        raise UserError(
-            f"--task {args.task}: segmentation is not trained here; choose M_S, M_SC, S_M, S_SC, SC_M or SC_S"
-        )
-    args.steps = args.steps or PAPER_STEPS[args.backbone]
+    seg = args.task.startswith("seg_")
+    if seg:
+        if args.ssl not in ("defrec", "mlsp", "none") or args.pcm:
+            got = "--pcm" if args.pcm else f"--ssl {args.ssl}"
+            raise UserError(f"{got} with {args.task}: segmentation has --ssl defrec, mlsp or none")
+        args.backbone = "dgcnn-seg"  # the only one PointSegDA is reported with
     args.batch_size = args.batch_size or PAPER_BATCH[args.backbone]
+    args.points = args.points or (2048 if seg else 1024)
+    args.steps = args.steps or PAPER_STEPS.get(args.backbone) or seg_steps(args)
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
     args.mtl = args.mtl or "sum"
     if args.mtl in ("pcgrad", "cagrad"):
@@ -126,6 +130,14 @@ def settle(args):
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+
+
+def seg_steps(args):
+    """SEG_EPOCHS epochs of the source as steps."""
+    import data
+
+    half = args.batch_size // 2
+    return SEG_EPOCHS * max(1, data.train_size(args.data, data.split_task(args.task)[0]) // half)
 
 
 # ---------------------------------------------------------------- seeds
@@ -201,8 +213,7 @@ def model_of(checkpoint, which="student"):
     from models import build
 
     args = checkpoint["config"]["args"]
-    seg = args["task"].startswith("seg")
-    model = build("dgcnn-seg" if seg else args["backbone"], 8 if seg else 10)
+    model = build(args["backbone"])
     try:
         model.load_state_dict(checkpoint[which])
     except (KeyError, RuntimeError):
@@ -360,7 +371,7 @@ class Run:
     def evaluate(self, step, student, task, source, labels, target):
         """Append argmax predictions of both test sets; keep the moment best on the *source*. No target label here."""
         predicted = [predict(student, points) for points in (source, target)]
-        accuracy = float((predicted[0] == labels.cpu().numpy()).mean())
+        accuracy = quality(labels.cpu().numpy(), predicted[0])
         self.moments.append((step, *predicted))
         arrays = dict(zip(("step", "source", "target"), map(np.stack, zip(*self.moments))))
         buffer = io.BytesIO()
@@ -387,6 +398,24 @@ def predict(model, points, batch=64):
     out = torch.cat([model(part).argmax(-1) for part in points.split(batch)])
     model.train(training)
     return out.to(torch.uint8).cpu().numpy()
+
+
+def quality(truth, predicted):
+    """What a moment is selected by: accuracy of (n,) classes, mean IoU of (n, N) parts."""
+    return mean_iou(truth, predicted)[0] if truth.ndim == 2 else float((predicted == truth).mean())
+
+
+def mean_iou(truth, predicted, parts=8):
+    """PointSegDA's metric: per cloud the mean IoU over the parts in truth or prediction, then the mean over clouds.
+
+    (n, N) labels in 0..parts-1 -> mean IoU, and each part's mean over the clouds that have it (None: no cloud has).
+    """
+    one_hot = lambda labels: labels[..., None] == np.arange(parts)  # (n, N, parts)
+    y, p = one_hot(truth), one_hot(predicted)
+    both, either = (y & p).sum(1), (y | p).sum(1)  # (n, parts)
+    iou = np.divide(both, either, out=np.full(both.shape, np.nan), where=either > 0)
+    part_iou = [float(np.nanmean(column)) if np.isfinite(column).any() else None for column in iou.T]
+    return float(np.nanmean(iou, 1).mean()), part_iou
 
 
 def announce(seconds, steps, device):

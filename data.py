@@ -84,6 +84,13 @@ def splits_of(key):
     return ("train", "val", "test") if key.startswith("seg_") else ("train", "test")
 
 
+def train_size(root, key):
+    """How many clouds a domain of PointSegDA trains on, without reading them."""
+    if str(root) == "shapes":
+        return len(load_domain(root, key, labels=False).train)
+    return len(_seg_files(_folder(Path(root) / "PointSegDA" / SEG_DOMAINS[key[4:]] / "train", GET_SEG)))
+
+
 def is_synthetic_to_real(src_key, tgt_key):
     """Whether the half-space crop applies: CAD models to depth scans."""
     return src_key in ("M", "S") and tgt_key == "SC"
@@ -253,11 +260,16 @@ def _scan_labels(file, path, values):
     return y.astype(np.int64)
 
 
-def _read_segmentation(folder, labels):
-    """*.npy [P, 4] -> points (n, P, 3) as they are, labels (n, P) in 0..7 (1..8 in the files) if asked for."""
+def _seg_files(folder):
     files = sorted(folder.glob("[!.]*.npy"))
     if not files:
         raise UserError(f"{folder}: no .npy file; {GET_SEG} again")
+    return files
+
+
+def _read_segmentation(folder, labels):
+    """*.npy [P, 4] -> points (n, P, 3) as they are, labels (n, P) in 0..7 (1..8 in the files) if asked for."""
+    files = _seg_files(folder)
     clouds = [_read_npy(path) for path in files]
     P = Counter(cloud.shape[:1] for cloud in clouds).most_common(1)[0][0]  # (P,): so the odd file is named
     for path, cloud in zip(files, clouds):

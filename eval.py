@@ -3,9 +3,9 @@
     python eval.py --run runs/mine                   # -> runs/mine/result.json, confusion.png, its row of the table
     python eval.py --table results/table runs/a ...  # -> results/table.md, .csv and .png; mean and std over seeds
 
-Three columns for each stage: the *last* step; the step that is best on *source validation*, the headline; and *oracle*,
-the best on the target test set itself, a leak that is printed because Table I's caption speaks of selection on the
-test set.
+Accuracy of classes, on PointSegDA mean IoU of parts. Three columns for each stage: the *last* step; the step best on
+*source validation*, the headline; and *oracle*, the best on the target test set itself, a leak that is printed because
+Table I's caption speaks of selection on the test set.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 import data
-from clouds import save_figure
-from common import Parser, UserError, cli, write_atomically
+from clouds import save_figure, scatter
+from common import Parser, UserError, cli, mean_iou, quality, write_atomically
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
@@ -40,25 +40,47 @@ def accuracies(matrix):
     return float(np.trace(matrix) / n.sum()), float(np.mean([a for a in per_class if a is not None])), per_class
 
 
+def scores_of(truth, predicted):
+    """The metrics of one moment, and a score of each class or part: accuracies of (n,), IoU of (n, N)."""
+    if truth.ndim == 2:
+        miou, part_iou = mean_iou(truth, predicted)
+        return {"miou": miou, "part_iou": dict(zip(data.PARTS, part_iou))}, dict(zip(data.PARTS, part_iou))
+    acc, mean_acc, per_class = accuracies(confusion(truth, predicted))
+    return {"acc": acc, "mean_acc": mean_acc}, dict(zip(data.CLASSES, per_class))
+
+
 def stage_result(path, truth_src, truth_tgt):
-    """One stage: the three columns, the curve, and per-class accuracy and confusion at the source-validation step."""
+    """One stage: the three columns, the curve, and each class's score and confusion at the source-validation step."""
     with np.load(path, allow_pickle=False) as preds:
-        steps, source, target = (preds[name] for name in ("step", "source", "target"))
-    source_acc = (source == truth_src).mean(1)
-    matrices = [confusion(truth_tgt, p.astype(np.int64)) for p in target]
-    scores = [accuracies(m) for m in matrices]
-    acc = np.array([s[0] for s in scores])
-    moment = {"last": len(steps) - 1, "source_val": int(source_acc.argmax()), "oracle": int(acc.argmax())}
-    result = {}
-    for name, i in moment.items():
-        result[name] = {"acc": scores[i][0], "mean_acc": scores[i][1], "step": int(steps[i])}
+        steps, source, target = preds["step"], preds["source"], preds["target"].astype(np.int64)
+    found = [scores_of(truth_tgt, p) for p in target]
+    main = metrics_of(truth_tgt.ndim == 2)[0]
+    on_source = np.array([quality(truth_src, p) for p in source])
+    on_target = np.array([scores[main] for scores, _ in found])
+    moment = {"last": len(steps) - 1, "source_val": int(on_source.argmax()), "oracle": int(on_target.argmax())}
+    result = {name: found[i][0] | {"step": int(steps[i])} for name, i in moment.items()}
     best = moment["source_val"]
-    result["per_class"] = dict(zip(data.CLASSES, scores[best][2]))
-    result["confusion"] = matrices[best].tolist()
+    result["per_class"] = found[best][1]
+    result["confusion"] = confusion(truth_tgt.ravel(), target[best].ravel(), len(found[best][1])).tolist()
     result["curve"] = [
-        {"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, source_acc, acc)
+        {"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, on_source, on_target)
     ]
     return result
+
+
+def metrics_of(seg):
+    """The keys of a column that tables print, the main one first."""
+    return ("miou",) if seg else ("acc", "mean_acc")
+
+
+def truths(args, src, tgt):
+    """Labels of the points that a stage predicted: source validation and target test, (n,) or (n, N)."""
+    chosen = [(src, "val" if src.val is not None else "test"), (tgt, "test")]
+    labels = [getattr(domain, f"{split}_labels") for domain, split in chosen]
+    if labels[0].ndim == 2:
+        points = [getattr(domain, split) for domain, split in chosen]
+        labels = [data.evaluation_subset(x, args["points"], y)[1] for x, y in zip(points, labels)]
+    return [y.numpy() for y in labels]
 
 
 # ---------------------------------------------------------------- one run
@@ -92,14 +114,16 @@ def evaluate(run, root=None):
     result |= {key: latest[key] for key in ("device", "commit", "versions")}
     result["n_test"] = len(tgt.test)
     result["seconds"] = sum(config[f"stage{n}"]["seconds"] for n in done)
-    truth = [d.test_labels.numpy() for d in (src, tgt)]
     for n in (1, 2):
         result[f"stage{n}"] = None
         if n in done:
-            flags = {key: config[f"stage{n}"]["args"].get(key) for key in (*FLAGS, "seed")}
-            result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truth) | {"flags": flags}
+            stage_args = config[f"stage{n}"]["args"]
+            flags = {key: stage_args.get(key) for key in (*FLAGS, "seed")}
+            result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truths(stage_args, src, tgt)) | {"flags": flags}
     write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
     draw_confusion(run / "confusion.png", result)
+    if src.val is not None:
+        draw_parts(run / "parts.png", run / f"preds{done[-1]}.npz", result, tgt)
     return result
 
 
@@ -108,18 +132,43 @@ def draw_confusion(path, result):
     from matplotlib.figure import Figure
 
     stage = result["stage2"] or result["stage1"]
-    matrix = np.array(stage["confusion"])
+    matrix, names = np.array(stage["confusion"]), list(stage["per_class"])
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(5.5, 5))
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{name_of(stage['flags'])}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
-    axes.set_xticks(range(10), data.CLASSES, rotation=60, ha="right")
-    axes.set_yticks(range(10), data.CLASSES)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    text = lambda i, j: f"{share[i, j]:.0%}" if len(names) == 8 else matrix[i, j]  # points are too many to count
     for i, j in zip(*matrix.nonzero()):
         colour = "white" if share[i, j] > 0.5 else "black"
-        axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)
+        axes.text(j, i, text(i, j), ha="center", va="center", fontsize=7, color=colour)
+    save_figure(figure, path)
+
+
+def draw_parts(path, preds, result, tgt):
+    """True and predicted parts of three test clouds side by side, at the source-validation step."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    stage = result["stage2"] or result["stage1"]
+    points, truth = data.evaluation_subset(tgt.test, result["points"], tgt.test_labels)
+    with np.load(preds, allow_pickle=False) as kept:
+        predicted = kept["target"][list(kept["step"]).index(stage["source_val"]["step"])]
+    chosen = np.linspace(0, len(points) - 1, min(3, len(points))).astype(int)
+    figure = Figure(figsize=(7, 3 * len(chosen)))
+    for row, i in enumerate(chosen):
+        x = points[i] - points[i].mean(0)
+        x = x / x.norm(dim=1).max()
+        iou = mean_iou(truth[i : i + 1].numpy(), predicted[i : i + 1])[0]
+        for column, (labels, title) in enumerate(((truth[i], "true"), (predicted[i], f"predicted, IoU {iou:.2f}"))):
+            axes = figure.add_subplot(len(chosen), 2, 2 * row + column + 1, projection="3d")
+            scatter(axes, x, colormaps["tab10"](np.asarray(labels)), f"test cloud {i}: {title}")
+    handles = [figure.axes[0].plot([], [], "o", color=f"C{c}", label=name)[0] for c, name in enumerate(data.PARTS)]
+    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
+    figure.suptitle(f"{name_of(stage['flags'])}, seed {result['seed']}\n{result['data']['name']}", fontsize=8)
     save_figure(figure, path)
 
 
@@ -141,9 +190,13 @@ def name_of(flags):
 def method_of(flags):
     """The paper's name of a setting, or None: the controls and comparators have no row in it."""
     names = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
-    method = names.get(flags["ssl"], "DefRec+PCM" if flags["pcm"] else None)
+    seg = flags["task"].startswith("seg_")
+    defrec = "DefRec" if seg else "DefRec+PCM" if flags["pcm"] else None
+    method = names.get(flags["ssl"], defrec)
     beta = 0.8 if flags["backbone"] == "pointnet" else 0.7  # Table III, Table I
     base = flags["select"] == "all" or flags["ssl"] == "none"
+    if seg and flags["oracle"]:
+        return "Oracle"
     if flags["oracle"] or flags.get("mtl", "sum") not in ("sum", None) or not (base or flags["select"] == "low"):
         return None
     if flags["ssl"] == "selfdist" and (flags["pcm"] or flags.get("gcn_iters") == 0):
@@ -194,7 +247,8 @@ def table_row(n, parts):
     flags = parts[0]["flags"]
     cells = [name_of(flags), str(n), " ".join(str(s) for s in sorted(p["flags"]["seed"] for p in parts))]
     for column in COLUMNS:
-        cells.append(" / ".join(spread([p[column][key] for p in parts]) for key in ("acc", "mean_acc")))
+        keys = metrics_of(flags["task"].startswith("seg_"))
+        cells.append(" / ".join(spread([p[column][key] for p in parts]) for key in keys))
     return [*cells, paper_number(flags) if n == 2 or flags["ssl"] == "none" else "", str(flags["steps"])]
 
 
@@ -203,15 +257,18 @@ def footer(results):
     several = lambda values: "; ".join(sorted(set(map(str, values))))
     describe = lambda r: f"{r['task']} n = {r['n_test']} test clouds, sha256 {r['data']['fingerprint'][:12]}"
     minutes = sum(r["seconds"] for r in results) / 60
+    seg = any(r["task"].startswith("seg_") for r in results)
+    metric = "mean IoU" if seg else "accuracy, overall / mean class,"
     lines = [
-        "Target test accuracy in percent, overall / mean class, mean ± std over seeds. "
+        f"Target test {metric} in percent, mean ± std over seeds. "
         f"Points a cloud: {several(r['points'] for r in results)}.",
         f"Data: {several(r['data']['name'] for r in results)}. {several(map(describe, results))}.",
         f"Device: {several(r['device'] for r in results)}. Commit: {several(r['commit'] for r in results)}. "
         f"torch {several(r['versions']['torch'] for r in results)}. {minutes:.0f} min in all.",
     ]
     if any(r["data"]["name"] != "PointDA-10" for r in results):
-        lines.append("Not PointDA-10: the paper's column is there for orientation only.")
+        where = "These clouds are not known to be PointSegDA" if seg else "Not PointDA-10"
+        lines.append(f"{where}: the paper's numbers are there for orientation only.")
     return "\n".join(lines) + "\n"
 
 
@@ -220,12 +277,14 @@ def as_csv(results):
     rows = []
     for r, n, part in stages_of(results):
         row = {"stage": n, **part["flags"]}
-        row |= {f"{c}_{m}": round(part[c][m], 4) for c in COLUMNS for m in ("acc", "mean_acc", "step")}
+        keys = (*metrics_of(r["task"].startswith("seg_")), "step")
+        row |= {f"{c}_{m}": round(part[c][m], 4) for c in COLUMNS for m in keys}
         row["last_source_acc"] = round(part["curve"][-1]["source"], 4)
         row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
         rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
     out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # classes and parts have metrics of their own
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -249,7 +308,8 @@ def draw_curves(path, results):
         label = None if name in colours else name  # seeds share a colour and a line of the legend
         axes.plot(*zip(*curve), marker=".", color=colours.setdefault(name, f"C{len(colours)}"), label=label)
     titles = "; ".join(sorted({f"{r['data']['name']}, n = {r['n_test']}" for r in results}))
-    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel="target test accuracy", title=titles)
+    metric = "mean IoU" if results[0]["task"].startswith("seg_") else "accuracy"
+    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"target test {metric}", title=titles)
     axes.legend(fontsize=7)
     save_figure(figure, path)
 

@@ -446,8 +446,9 @@ class Model(nn.Module):
         return self.predict(self.encoder(points))
 
 
-def build(backbone, num_classes=10):
-    """A fresh Model: "pointnet", "dgcnn" or "dgcnn-seg" (per-point logits). UserError for any other name."""
+def build(backbone, num_classes=None):
+    """A fresh Model: "pointnet", "dgcnn" (10 classes) or "dgcnn-seg" (8 parts a point). UserError for another name."""
+    num_classes = num_classes or (8 if backbone == "dgcnn-seg" else 10)
     if backbone == "pointnet":
         return Model(PointNet(), classifier(num_classes, 0.0))
     if backbone == "dgcnn":

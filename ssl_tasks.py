@@ -49,16 +49,17 @@ def combine(loss_s, lam_s, loss_t, lam_t, pooled):
 
 def build(name, model, n, src_key, tgt_key):
     """The task called `name` for `model` and clouds of n points, with the heads it needs."""
+    crop, seg = data.is_synthetic_to_real(src_key, tgt_key), src_key.startswith("seg_")
     if name == "selfdist":
-        return SelfDistillation(model, n, crop=data.is_synthetic_to_real(src_key, tgt_key))
+        return SelfDistillation(model, n, crop)
     if name == "none":
-        return NoTask(n, crop=data.is_synthetic_to_real(src_key, tgt_key))
+        return PlainNoTask(n) if seg else NoTask(n, crop)
     if name == "defrec":
-        return DeformationReconstruction(model, n)
+        return DeformationReconstruction(model, n, 0.05 if seg else 0.5)
     if name == "gast":
         return GeometryAwareSelfTraining(n)
     if name == "mlsp":
-        return MaskedLocalStructure(model, n)
+        return MaskedLocalStructure(model, n, **(MLSP_BODIES if seg else {}))
     raise ValueError(f"build: no self-supervised task is called {name!r}")
 
 
@@ -72,9 +73,11 @@ class Task(nn.Module):
         self.n = n
 
     def weight(self, progress):
-        return 0.5
+        return 1.0
 
     def views(self, points, labels, key, source, generator):
+        if labels is not None and labels.ndim == 2:  # per-point labels go where their points go
+            return View(*data.plain_view_labelled(points, labels, self.n, generator))
         return View(data.plain_view(points, self.n, generator), labels)
 
     def after_step(self, model, t):
@@ -82,8 +85,15 @@ class Task(nn.Module):
 
 
 # ---------------------------------------------------------------- none, self-distillation (Cardace et al., WACV 2023)
-class NoTask(Task):
-    """No adaptation: the classifier alone, on the labelled view that self-distillation has."""
+class PlainNoTask(Task):
+    """No adaptation: the labelled loss alone."""
+
+    def forward(self, model, view, features, generator):
+        return view.x.new_zeros(len(view.x))
+
+
+class NoTask(PlainNoTask):
+    """The same on the labelled view that self-distillation has, for classification."""
 
     def __init__(self, n, crop):
         super().__init__(n)
@@ -91,9 +101,6 @@ class NoTask(Task):
 
     def views(self, points, labels, key, source, generator):
         return View(data.strong_view(points, self.n, generator, source=source, crop=self.crop), labels)
-
-    def forward(self, model, view, features, generator):
-        return view.x.new_zeros(len(view.x))
 
 
 class SelfDistillation(NoTask):
@@ -126,11 +133,13 @@ class SelfDistillation(NoTask):
 class DeformationReconstruction(Task):
     """One voxel of the cloud collapses to a Gaussian blob; the per-point head puts the points back."""
 
-    cls_weight = 0.5
-
-    def __init__(self, model, n):
+    def __init__(self, model, n, share=0.5):
         super().__init__(n)
+        self.share, self.cls_weight = share, 1 - share
         self.head = PerPointHead(model.encoder.point_dim, 3)
+
+    def weight(self, progress):
+        return self.share
 
     def forward(self, model, view, features, generator):
         deformed, hole, _ = deform(view.x, generator)
@@ -211,9 +220,6 @@ class GeometryAwareSelfTraining(Task):
         super().__init__(n)
         self.turns_x, self.turns_y, self.region = nn.Linear(1024, 4), nn.Linear(1024, 4), nn.Linear(1024, 27)
 
-    def weight(self, progress):
-        return 1.0  # the weights of the two parts are in the loss
-
     def forward(self, model, view, features, generator):
         ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
         turned, k_x, k_y, mu = turn_parts(view.x, generator)
@@ -221,7 +227,7 @@ class GeometryAwareSelfTraining(Task):
         rotation = mu * ce(self.turns_x(f), k_x) + (1 - mu) * ce(self.turns_y(f), k_y)  # each head its own label
         distorted, _, chosen = deform(view.x, generator, least=20)
         location = ce(self.region(model.encoder(distorted)[1]), chosen)
-        return 0.2 * rotation + 0.5 * location
+        return 0.2 * rotation + 0.5 * location  # weight() is 1
 
 
 def quarter_turns(points, k, axis):
@@ -252,14 +258,11 @@ def turn_parts(points, generator):
 class MaskedLocalStructure(Task):
     """DefRec's hole, and three heads for its local structure: positions, normals, and how many neighbours there are."""
 
-    cls_weight = 0.5
-
-    def __init__(self, model, n):
+    def __init__(self, model, n, shares=(0.5, 0.5, 0.05), k=20, per_bin=2, spare=0):
         super().__init__(n)
+        self.shares, self.cls_weight = shares, 1 - shares[0]
+        self.k, self.per_bin, self.spare = k, per_bin, spare
         self.position, self.normal, self.count = (PerPointHead(model.encoder.point_dim, out) for out in (3, 3, BINS))
-
-    def weight(self, progress):
-        return 1.0  # the weights of the three parts are in the loss
 
     def views(self, points, labels, key, source, generator):
         view = super().views(points, labels, key, source, generator)
@@ -269,18 +272,21 @@ class MaskedLocalStructure(Task):
         deformed, hole, _ = deform(view.x, generator)
         features = model.encoder(deformed)
         position = 20 * masked_chamfer(self.position(*features), view.x, hole)
-        cos = (F.normalize(self.normal(*features), dim=-1) * normals(view.x)).sum(-1)  # (B, N)
-        target, neighbours = cardinality(view.x, view.radius)
+        cos = (F.normalize(self.normal(*features), dim=-1) * normals(view.x, self.k)).sum(-1)  # (B, N)
+        target, neighbours = cardinality(view.x, view.radius, self.per_bin, self.spare)
         log_p = self.count(*features).log_softmax(-1)  # (B, N, BINS)
-        expected = (log_p.exp() * torch.arange(0, 2 * BINS, 2, device=log_p.device)).sum(-1)
+        expected = self.per_bin * (log_p.exp() * torch.arange(BINS, device=log_p.device)).sum(-1)
         count = -(target * log_p).sum(-1) + 0.05 * (expected - neighbours).abs()
         w = 1 + 26 * hole  # a point in the hole counts 27 times
         inside = lambda loss: (loss * w).sum(1) / w.sum(1)
-        return 0.5 * position + 0.5 * inside(1 - cos.abs()) + 0.05 * inside(count)
+        parts = position, inside(1 - cos.abs()), inside(count)
+        return sum(share * part for share, part in zip(self.shares, parts))  # weight() is 1
 
 
-BINS = 16  # of the number of neighbours, two a bin
-RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135}  # unit spheres; the counts are those of about 1024 points
+BINS = 16  # of the number of neighbours
+# in which they are counted: unit spheres of 1024 points, bodies of 2048, as its authors' scripts have it
+RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135, "seg_F": 0.091, "seg_M": 0.124, "seg_A": 0.0872, "seg_S": 0.115}
+MLSP_BODIES = dict(shares=(0.02, 0.02, 0.02), k=10, per_bin=5, spare=10)
 
 
 def normals(points, k=20):
@@ -292,15 +298,15 @@ def normals(points, k=20):
     return torch.linalg.eigh(near.transpose(2, 3) @ near).eigenvectors[..., 0]  # of the smallest eigenvalue
 
 
-def cardinality(points, radius):
-    """How many points lie within `radius` of each, itself included, at most 2 (BINS - 1).
+def cardinality(points, radius, per_bin=2, spare=0):
+    """How many points lie within `radius` of each, itself included, less `spare`, at most per_bin (BINS - 1).
 
-    (B, N, 3), (B,) -> shares of the two nearest bins 0, 2, 4, ... (B, N, BINS), the number itself (B, N).
+    (B, N, 3), (B,) -> shares of the two nearest bins (B, N, BINS), the number itself (B, N).
     """
     exact = "donot_use_mm_for_euclid_dist"  # distances by products are no better than 1e-3 near 0
     near = torch.cdist(points, points, compute_mode=exact) <= radius[:, None, None]  # (B, N, N)
-    number = near.sum(-1).clamp_max(2 * (BINS - 1))  # (B, N)
-    low, share = number // 2, number % 2 / 2
+    number = (near.sum(-1) - spare).clamp(0, per_bin * (BINS - 1))  # (B, N)
+    low, share = number // per_bin, number % per_bin / per_bin
     high = (low + 1).clamp_max(BINS - 1)
     target = (1 - share)[..., None] * F.one_hot(low, BINS) + share[..., None] * F.one_hot(high, BINS)
     return target, number

@@ -9,6 +9,7 @@ little by little (Self-dist-GCN). No target label is opened. Run the same comman
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ import ssl_tasks
 from common import Parser, Run, UserError, add_flags, cli, file_hash
 from common import generator, load_checkpoint, number, seed_of, settle
 from models import build
-from stage1_ssl import LR, WARM_UP, WEIGHT_DECAY, descend, labelled_loss, load, log_row, masks, score
+from stage1_ssl import descend, labelled_loss, load, log_row, masks, optimisation, score, validation
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 PERTURB = (0.1, 0.05)  # mean and std added to the scores of pseudo-labelled samples; the paper gives the mean
@@ -31,11 +32,11 @@ NEIGHBOURS, CORRELATION, HIDDEN_P = 10, 0.95, 0.2  # the graph of Self-dist-GCN,
 
 # ---------------------------------------------------------------- pseudo-labels
 class PseudoLabels:
-    """Label (n,), confidence (n,) and `confident` (n,) bool of every target training cloud; saved with the run."""
+    """Label and confidence, (n,) or (n, N) of parts, and `confident` (n,) bool of every target training cloud."""
 
     def __init__(self, p):
         self.confidence, self.label = p.max(-1)
-        self.confident = torch.zeros_like(self.label, dtype=torch.bool)  # none before the first refinement
+        self.confident = torch.zeros(len(p), dtype=torch.bool, device=p.device)  # none before the first refinement
 
     def state_dict(self):
         return vars(self).copy()
@@ -49,7 +50,7 @@ class PseudoLabels:
 
 @torch.no_grad()
 def describe(model, clouds):
-    """Feature (n, 1024) and class probabilities (n, C) of un-augmented clouds in eval mode."""
+    """Feature (n, 1024) and probabilities, (n, C) or (n, N, C) of parts, of un-augmented clouds in eval mode."""
     model.eval()
     parts = [(f[1], model.predict(f).softmax(-1)) for f in map(model.encoder, clouds.split(64))]
     model.train()
@@ -160,25 +161,26 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
 def train(args, run, src, tgt, start):
     """Stage 2 on two domains from a checkpoint of stage 1; writes RUN/stage2.pt."""
     torch.manual_seed(seed_of(args.seed, "weights 2"))
-    model = build(args.backbone, len(data.CLASSES)).to(args.device)
+    model = build(args.backbone).to(args.device)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     clouds = data.evaluation_subset(tgt.train, args.points)  # un-augmented, for labels and the GCN
     model.load_state_dict(start["student"])
     pseudo = PseudoLabels(describe(model, clouds)[1])
+    if pseudo.label.ndim == 2:
+        tgt = replace(tgt, train=clouds)  # labels of points: stage 2 sees the points that have one
     if args.scratch:
         model.load_state_dict(fresh)
     task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)  # teacher := student
     if args.ssl == start["config"]["args"]["ssl"] and not args.scratch:
         task.load_state_dict(start["task"])
     parameters = [*model.parameters(), *task.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=args.steps, pct_start=WARM_UP)
+    optimizer, schedule = optimisation(args, parameters)
     parts = {"student": model, "task": task, "optimizer": optimizer, "schedule": schedule, "pseudo": pseudo}
     if task.teacher:
         parts["teacher"] = task.teacher.model
 
-    test_s, test_t = (data.evaluation_subset(domain.test, args.points) for domain in (src, tgt))
-    evaluate = lambda step: run.evaluate(step, model, task, test_s, src.test_labels, test_t)
+    sets = validation(args, src, tgt)
+    evaluate = lambda step: run.evaluate(step, model, task, *sets)
     rounds = {j * args.steps // 20 for j in range(1, 20)} - {0} if args.gcn_iters else set()
     for t in run.loop(parts, evaluate):
         g = generator(args.device, args.seed, "stage 2", t)  # every draw of a step is a function of (seed, t)
@@ -213,8 +215,9 @@ def read_flags():
     if "last_student" not in start:
         raise UserError(f"--init {args.init}: a stage that is not finished; give RUN/stage1.pt")
     first = start["config"]["args"]
+    seg = first["task"].startswith("seg_")
     for name in ("task", "backbone"):
-        if getattr(args, name) not in (None, first[name]):
+        if getattr(args, name) not in (None, first[name]) and not (seg and name == "backbone"):
             raise UserError(f"--{name} {getattr(args, name)}: {args.init} has {first[name]}; drop the flag")
     if first["oracle"]:
         raise UserError(f"{args.init} is an oracle run, which has no stage 2; give a run without --oracle")
@@ -227,6 +230,7 @@ def read_flags():
             setattr(args, name, first[name])
     args.out = Path(args.out or args.init.parent)
     args.oracle = False
+    args.gcn_iters = 0 if seg else args.gcn_iters  # refinement is for classes; all pseudo-labels stay unsure
     settle(args)
     return args, start
 

@@ -2,8 +2,8 @@
 
     python trains.py --data data          # 4 tasks x 2 backbones x {all, low}, 30 steps each -> results/trains.md
 
-A run passes when the classification loss is lower in its last third than in its first, every SSL loss and every gradient
-is finite, and each step kept as many samples as it was asked to. No accuracy is measured here.
+A run passes when the classification loss is lower in its last third than in its first, every SSL loss and every
+gradient is finite, and each step kept as many samples as it was asked to. No accuracy is measured here.
 """
 
 import argparse
