@@ -113,7 +113,7 @@ def settle(args):
     if seg:
         if args.ssl not in ("defrec", "mlsp", "none") or args.pcm:
             got = "--pcm" if args.pcm else f"--ssl {args.ssl}"
-            raise UserError(f"{got} with {args.task}: segmentation has --ssl defrec, mlsp or none")
+            raise UserError(f"{got} with {args.task}: not for segmentation; choose --ssl defrec, mlsp or none")
         args.backbone = "dgcnn-seg"  # the only one PointSegDA is reported with
     args.batch_size = args.batch_size or PAPER_BATCH[args.backbone]
     args.points = args.points or (2048 if seg else 1024)

@@ -1,0 +1,224 @@
+"""PointSegDA through the same two stages: labels, loss and metric of points, and no target label."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import common
+import data
+import eval as evaluation
+import models
+import ssl_tasks
+import stage1_ssl
+import stage2_pseudo
+from fixtures import make_pointsegda, refusal
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "--points 32 --batch-size 8 --steps 4 --eval-every 2 --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory):
+    return make_pointsegda(tmp_path_factory.mktemp("bodies"), per_split=4, domains=("faust", "mit"))
+
+
+def both_stages(monkeypatch, bodies, out, *more, task="seg_F_M", ssl="defrec"):
+    argv = ["stage1", "--task", task, "--data", str(bodies), "--ssl", ssl, "--out", str(out), *TINY, *more]
+    monkeypatch.setattr(sys, "argv", argv)
+    stage1_ssl.main()
+    monkeypatch.setattr(sys, "argv", ["stage2", "--init", str(out / "stage1.pt")])
+    stage2_pseudo.main()
+    return out
+
+
+def weights(out):
+    return {
+        (n, name): tensor
+        for n in (1, 2)
+        for name, tensor in torch.load(out / f"stage{n}.pt", weights_only=True)["last_student"].items()
+    }
+
+
+# ---------------------------------------------------------------- the metric
+def test_mean_iou_is_the_loop_over_clouds_and_parts():
+    """Sets of points, one cloud and part at a time; parts in neither truth nor prediction do not count."""
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 5, (6, 40)), rng.integers(1, 7, (6, 40)).astype(np.uint8)
+    truth[2] = predicted[2]
+    clouds, of_part = [], {c: [] for c in range(8)}
+    for y, p in zip(truth, predicted):
+        ious = []
+        for c in range(8):
+            is_c, said_c = set(np.flatnonzero(y == c)), set(np.flatnonzero(p == c))
+            if is_c | said_c:
+                ious.append(len(is_c & said_c) / len(is_c | said_c))
+                of_part[c].append(ious[-1])
+        clouds.append(sum(ious) / len(ious))
+    miou, part_iou = common.mean_iou(truth, predicted)
+    assert miou == pytest.approx(np.mean(clouds)) and 0 < miou < 1
+    assert part_iou[7] is None and not of_part[7]
+    assert part_iou[:7] == pytest.approx([np.mean(of_part[c]) for c in range(7)])
+    assert common.quality(truth, truth.astype(np.uint8)) == 1 and common.quality(truth, predicted) == miou
+
+
+# ---------------------------------------------------------------- the loss
+def test_a_clouds_loss_is_the_mean_over_its_points():
+    """L_i against a loop over points, in double precision; classes are as they were."""
+    torch.manual_seed(0)
+    model = models.build("dgcnn-seg").eval()
+    args = SimpleNamespace(pcm=False, measure=None)
+    view = ssl_tasks.View(torch.rand(3, 24, 3), torch.randint(8, (3, 24)))
+    ce, _ = stage1_ssl.labelled_loss(model, view, args, torch.Generator())
+    log_p = model(view.x).double().log_softmax(-1)
+    expected = [-sum(log_p[b, i, view.y[b, i]] for i in range(24)) / 24 for b in range(3)]
+    assert torch.allclose(ce.double(), torch.stack(expected), atol=1e-5)
+    model = models.build("pointnet").eval()
+    view.y = torch.arange(3)
+    ce, _ = stage1_ssl.labelled_loss(model, view, args, torch.Generator())
+    assert torch.allclose(ce, F.cross_entropy(model(view.x), view.y, reduction="none"))
+
+
+@pytest.mark.parametrize("name", ["none", "defrec", "mlsp"])
+def test_labels_go_where_their_points_go(name):
+    """A label that tells the height still does after turning, jitter and the draw of points."""
+    points = torch.rand(4, 64, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    labels = ((points[..., 2] + 0.5) * 8).long().clamp(0, 7)
+    task = ssl_tasks.build(name, models.build("dgcnn-seg"), 32, "seg_F", "seg_M")
+    view = task.views(points, labels, "seg_F", True, torch.Generator().manual_seed(1))
+    height = ((view.x[..., 2] + 0.5) * 8 - 0.5 - view.y).abs()  # half a band, and the jitter
+    assert view.y.shape == (4, 32) and height.max() < 0.5 + 8 * 0.021
+
+
+def test_weights_of_segmentation():
+    """DefRec .05 with classification .95, MLSP .02 with .98, and its wider bins."""
+    model = models.build("dgcnn-seg")
+    defrec, mlsp = (ssl_tasks.build(name, model, 32, "seg_F", "seg_M") for name in ("defrec", "mlsp"))
+    assert (defrec.weight(0.5), defrec.cls_weight) == (0.05, 0.95)
+    assert (mlsp.shares, mlsp.cls_weight, mlsp.k, mlsp.per_bin, mlsp.spare) == ((0.02,) * 3, 0.98, 10, 5, 10)
+    target, number = ssl_tasks.cardinality(torch.zeros(1, 23, 3), torch.tensor([0.1]), per_bin=5, spare=10)
+    assert (number == 13).all() and target[0, 0].tolist() == pytest.approx([0, 0, 0.4, 0.6] + [0] * 12)
+
+
+# ---------------------------------------------------------------- both stages
+def test_both_stages_and_their_result(bodies, tmp_path, monkeypatch):
+    """miou and part_iou in place of the accuracies, against the predictions; the source is its val split."""
+    out = both_stages(monkeypatch, bodies, tmp_path / "a")
+    result = evaluation.evaluate(out)
+    preds, tgt = np.load(out / "preds2.npz"), data.load_domain(bodies, "seg_M")
+    src = data.load_domain(bodies, "seg_F")
+    truth = data.evaluation_subset(tgt.test, 32, tgt.test_labels)[1].numpy()
+    val = data.evaluation_subset(src.val, 32, src.val_labels)[1].numpy()
+    assert preds["target"].shape == (2, 4, 32) and preds["source"].shape == (2, 4, 32)
+    last = result["stage2"]["last"]
+    miou, part_iou = common.mean_iou(truth, preds["target"][-1])
+    assert last["miou"] == miou and list(last["part_iou"].values()) == part_iou and "acc" not in last
+    assert result["stage2"]["curve"][-1]["source"] == common.mean_iou(val, preds["source"][-1])[0]
+    assert np.sum(result["stage2"]["confusion"]) == truth.size and list(last["part_iou"]) == list(data.PARTS)
+    assert (out / "parts.png").stat().st_size > 10_000 and (out / "confusion.png").stat().st_size > 10_000
+    text = evaluation.table([result])
+    assert f"{100 * miou:.1f}" in text and "mean IoU" in text and "seg_F_M dgcnn-seg defrec low 0.7" in text
+    flags = result["stage2"]["flags"]
+    assert flags["gcn_iters"] == 0 and flags["backbone"] == "dgcnn-seg"
+
+
+def test_same_bits_whatever_the_target_labels(bodies, tmp_path, monkeypatch):
+    """All target labels permuted: equal weights in both stages. Source labels permuted: others."""
+    base = weights(both_stages(monkeypatch, bodies, tmp_path / "a"))
+    load = data.load_domain
+    for key, equal in (("seg_M", True), ("seg_F", False)):
+
+        def shuffled(root, k, labels=True, key=key):
+            domain = load(root, k, labels=labels)
+            if k == key and labels:
+                g = torch.Generator().manual_seed(0)
+                for split in ("train", "val", "test"):
+                    y = getattr(domain, f"{split}_labels")
+                    setattr(domain, f"{split}_labels", y.flatten()[torch.randperm(y.numel(), generator=g)].view_as(y))
+            return domain
+
+        monkeypatch.setattr(data, "load_domain", shuffled)
+        other = weights(both_stages(monkeypatch, bodies, tmp_path / key))
+        assert all(torch.equal(base[name], other[name]) for name in base) == equal
+
+
+def test_the_stages_ask_for_no_target_label(bodies, tmp_path, monkeypatch):
+    """Labels are asked of the source alone, also where the two domains are one."""
+    asked, load = [], data.load_domain
+    monkeypatch.setattr(data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels))
+    both_stages(monkeypatch, bodies, tmp_path / "a")
+    assert set(asked) == {("seg_F", True), ("seg_M", False)}
+
+
+def test_within_a_domain_without_adaptation(bodies, tmp_path, monkeypatch):
+    """seg_F_F trains on F's train labels and is scored on F's test."""
+    out = both_stages(monkeypatch, bodies, tmp_path / "a", task="seg_F_F", ssl="none")
+    result = evaluation.evaluate(out)
+    assert 0 <= result["stage1"]["last"]["miou"] <= 1 and result["n_test"] == 4
+
+
+def test_mlsp_and_measuring_in_eval_mode(bodies, tmp_path, monkeypatch):
+    """The other base, and the other mode: finite losses, and as many samples kept as asked."""
+    out = both_stages(monkeypatch, bodies, tmp_path / "a", "--measure", "eval", ssl="mlsp")
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(np.isfinite(row["loss"]) and row["kept"] == 3 for row in rows)
+
+
+def test_a_killed_segmentation_run_goes_on_to_the_same_bits(bodies, tmp_path, monkeypatch):
+    """Each stage dies once at its step 2; the same command goes on."""
+    base, check = weights(both_stages(monkeypatch, bodies, tmp_path / "a")), common.Run.check
+
+    died = set()
+
+    def die_once(self, step, row):
+        check(self, step, row)
+        if step == 2 and self.stage not in died:
+            died.add(self.stage)
+            raise MemoryError
+
+    monkeypatch.setattr(common.Run, "check", die_once)
+    monkeypatch.setattr(common, "SAVES", 4)  # every step
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            both_stages(monkeypatch, bodies, tmp_path / "b")
+    other = weights(both_stages(monkeypatch, bodies, tmp_path / "b"))
+    assert all(torch.equal(base[name], other[name]) for name in base)
+
+
+# ---------------------------------------------------------------- flags and errors
+def settled(bodies, **more):
+    args = SimpleNamespace(**{**stage1_ssl.DEFAULTS, "task": "seg_F_M", "data": str(bodies), "ssl": "defrec", **more})
+    for name in ("steps", "batch_size", "eval_every", "measure"):
+        setattr(args, name, more.get(name))
+    common.settle(args)
+    return args
+
+
+def test_defaults_of_segmentation(bodies):
+    """2048 points, 16 + 16 clouds, 200 epochs of the source, the linear DGCNN whatever --backbone says."""
+    args = settled(bodies, backbone="pointnet")
+    assert (args.points, args.batch_size, args.steps, args.backbone) == (2048, 32, 200, "dgcnn-seg")
+    assert settled(bodies, batch_size=4).steps == 200 * (4 // 2)
+    assert settled("shapes", batch_size=8).steps == 200 * (40 // 4)
+
+
+@pytest.mark.parametrize("more", [{"ssl": "selfdist"}, {"ssl": "gast"}, {"pcm": True}])
+def test_what_segmentation_has_not_is_refused(bodies, more):
+    """One line that names the flag and what there is."""
+    assert "defrec, mlsp or none" in refusal(lambda: settled(bodies, **more))
+
+
+def test_a_domain_without_val_is_one_line(tmp_path):
+    """Exit code 2, the folder's name, no traceback."""
+    make_pointsegda(tmp_path, per_split=2, domains=("faust", "mit"))
+    shutil.rmtree(tmp_path / "PointSegDA/mit/val")
+    argv = ["--task", "seg_F_M", "--data", tmp_path, "--ssl", "defrec", "--out", tmp_path / "run", *TINY]
+    done = subprocess.run([sys.executable, ROOT / "stage1_ssl.py", *argv], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "mit/val" in done.stderr
