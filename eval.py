@@ -158,14 +158,15 @@ def draw_parts(path, preds, result, tgt):
     with np.load(preds, allow_pickle=False) as kept:
         predicted = kept["target"][list(kept["step"]).index(stage["source_val"]["step"])]
     chosen = np.linspace(0, len(points) - 1, min(3, len(points))).astype(int)
-    figure = Figure(figsize=(7, 3 * len(chosen)))
-    for row, i in enumerate(chosen):
-        x = points[i] - points[i].mean(0)
-        x = x / x.norm(dim=1).max()
+    figure = Figure(figsize=(3 * len(chosen), 7))
+    for column, i in enumerate(chosen):
+        x = data.normalise(points[i])
+        x = x.roll(2 - int((x.amax(0) - x.amin(0)).argmax()), 1)  # upright, whichever axis is up
         iou = mean_iou(truth[i : i + 1].numpy(), predicted[i : i + 1])[0]
-        for column, (labels, title) in enumerate(((truth[i], "true"), (predicted[i], f"predicted, IoU {iou:.2f}"))):
-            axes = figure.add_subplot(len(chosen), 2, 2 * row + column + 1, projection="3d")
-            scatter(axes, x, colormaps["tab10"](np.asarray(labels)), f"test cloud {i}: {title}")
+        pair = (truth[i], f"test cloud {i}: true"), (predicted[i], f"predicted, mean IoU {iou:.2f}")
+        for row, (labels, title) in enumerate(pair):
+            axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1, projection="3d")
+            scatter(axes, 0.75 * x, colormaps["tab10"](np.asarray(labels)), title)
     handles = [figure.axes[0].plot([], [], "o", color=f"C{c}", label=name)[0] for c, name in enumerate(data.PARTS)]
     figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{name_of(stage['flags'])}, seed {result['seed']}\n{result['data']['name']}", fontsize=8)
