@@ -166,7 +166,7 @@ def draw_parts(path, preds, result, tgt):
         pair = (truth[i], f"test cloud {i}: true"), (predicted[i], f"predicted, mean IoU {iou:.2f}")
         for row, (labels, title) in enumerate(pair):
             axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1, projection="3d")
-            scatter(axes, 0.75 * x, colormaps["tab10"](np.asarray(labels)), title)
+            scatter(axes, x, colormaps["tab10"](np.asarray(labels)), title)
     handles = [figure.axes[0].plot([], [], "o", color=f"C{c}", label=name)[0] for c, name in enumerate(data.PARTS)]
     figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{name_of(stage['flags'])}, seed {result['seed']}\n{result['data']['name']}", fontsize=8)
