@@ -98,6 +98,7 @@ def add_flags(parser, **default):
         "--mtl", choices=MTL, help="how the two losses' gradients are joined; sum is the paper, the others comparators"
     )
     flag("--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
+    flag("--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies are turned about z")
     flag("--points", type=number(int, 20), help="points a cloud")
     flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet unless given")
     flag("--batch-size", type=number(int, 4, even=True), help="both domains together; 64 dgcnn, 128 pointnet")
@@ -119,7 +120,9 @@ def settle(args):
     args.points = args.points or (2048 if seg else 1024)
     args.steps = args.steps or PAPER_STEPS.get(args.backbone) or seg_steps(args)
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
-    args.mtl = args.mtl or "sum"
+    args.mtl, args.up = args.mtl or "sum", args.up or "z"
+    if args.up == "y" and not seg:
+        raise UserError(f"--up y with {args.task}: PointDA-10 is turned z up as it is read; drop the flag")
     if args.mtl in ("pcgrad", "cagrad"):
         from comparators import aggregator
 

@@ -57,6 +57,13 @@ class Domain:
         move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **move)
 
+    def upright(self, up):
+        """The domain with z up, from bodies whose files have y up; PointSegDA's frame is not part of its layout."""
+        if up != "y":
+            return self
+        turn = lambda x: torch.from_numpy(turn_up(x.numpy()))
+        return replace(self, **{split: turn(getattr(self, split)) for split in splits_of(self.key)})
+
     @property
     def counts(self):
         """Clouds of each split: the total and, where labels were opened, of each class."""

@@ -102,6 +102,7 @@ def evaluate(run, root=None):
     src_key, tgt_key = data.split_task(args["task"])
     tgt = data.load_domain(root, tgt_key)
     src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
+    src, tgt = (domain.upright(args.get("up")) for domain in (src, tgt))
     fingerprint = data.fingerprint(src, tgt)
     if any(config[f"stage{n}"]["data"]["fingerprint"] != fingerprint for n in done):
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")

@@ -31,6 +31,7 @@ DEFAULTS = dict(
     beta=0.7,  # kept share; .8 in Table III
     alpha=1.0,  # Eq. (4)
     mtl="sum",  # pcgrad, cagrad and cgdm are comparators
+    up="z",  # PointSegDA: bodies are used as they are
     points=None,  # 1024 in PointDA-10's protocol, 2048 in PointSegDA's
     seed=0,
     device="auto",
@@ -173,6 +174,7 @@ def load(args, run):
     src, tgt = data.split_task(args.task)
     src = data.load_domain(args.data, tgt if args.oracle else src)
     tgt = data.load_domain(args.data, tgt, labels=False)
+    src, tgt = src.upright(args.up), tgt.upright(args.up)
     run.begin(name=data.data_name(args.data, src, tgt), fingerprint=data.fingerprint(src, tgt))
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
     if args.oracle:

@@ -164,6 +164,19 @@ def test_within_a_domain_without_adaptation(bodies, tmp_path, monkeypatch):
     assert 0 <= result["stage1"]["last"]["miou"] <= 1 and result["n_test"] == 4
 
 
+def test_bodies_with_y_up_are_turned(bodies, tmp_path, monkeypatch):
+    """--up y: (x, y, z) -> (x, -z, y) in all splits, in training and in eval.py; another fingerprint."""
+    a = data.load_domain(bodies, "seg_F")
+    b = a.upright("y")
+    assert a.upright("z") is a and torch.equal(b.train_labels, a.train_labels)
+    for split in ("train", "val", "test"):
+        x, y, z = getattr(a, split).unbind(-1)
+        assert torch.equal(getattr(b, split), torch.stack([x, -z, y], -1))
+    out = both_stages(monkeypatch, bodies, tmp_path / "a", "--up", "y", ssl="none")
+    result = evaluation.evaluate(out)
+    assert result["data"]["fingerprint"] == data.fingerprint(b, data.load_domain(bodies, "seg_M").upright("y"))
+
+
 def test_mlsp_and_measuring_in_eval_mode(bodies, tmp_path, monkeypatch):
     """The other base, and the other mode: finite losses, and as many samples kept as asked."""
     out = both_stages(monkeypatch, bodies, tmp_path / "a", "--measure", "eval", ssl="mlsp")
@@ -195,7 +208,7 @@ def test_a_killed_segmentation_run_goes_on_to_the_same_bits(bodies, tmp_path, mo
 # ---------------------------------------------------------------- flags and errors
 def settled(bodies, **more):
     args = SimpleNamespace(**{**stage1_ssl.DEFAULTS, "task": "seg_F_M", "data": str(bodies), "ssl": "defrec", **more})
-    for name in ("steps", "batch_size", "eval_every", "measure"):
+    for name in ("steps", "batch_size", "eval_every", "measure", "up"):
         setattr(args, name, more.get(name))
     common.settle(args)
     return args
