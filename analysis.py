@@ -74,7 +74,7 @@ def fig1(args):
     found = {m: evidence.correlations(series[f"skewness_{m}"], series["cos"], args.seed) for m in ("train", "eval")}
     title = f"Fig. 1: {figures.caption(args, seen.name, f'{len(rows)} steps')}"
     figures.save(args.out, figures.draw_fig1(series, found, title))
-    figures.report(args, seen.name, len(rows), rows, found)
+    figures.report(args, seen.name, len(rows), args.seed, rows, found)
     return " | ".join(f"{mode} mode: {figures.correlation_text(f)}" for mode, f in found.items())
 
 
@@ -97,6 +97,7 @@ def persample(args):
         args,
         seen.name,
         n,
+        args.seed,
         rows,
         {"moments": shares, "scores": table, "oracle_clouds": min(args.oracle_clouds, len(seen.tgt.train))},
     )
@@ -125,7 +126,7 @@ def fig4(args):
     n = f"{len(series['step'])} steps of each run"
     title = f"Fig. 4, 9: {figures.caption(args, seen.name, n, beta=False)}"
     figures.save(args.out, figures.draw_fig4(figures.columns(rows), title))
-    figures.report(args, seen.name, len(rows), rows, {"mean_over_training": means})
+    figures.report(args, seen.name, len(rows), args.seed, rows, {"mean_over_training": means})
     return "mean cos(G_sum, G_oracle) / cos(G_ssl, G_cls): " + ", ".join(
         f"beta {beta} {m['cos_sum']:+.3f} / {m['cos_ssl']:+.3f}" for beta, m in means.items()
     )
@@ -146,7 +147,7 @@ def fig6(args):
     }
     title = f"Fig. 6: {figures.caption(args, seen.name, f'{len(rows)} samples')}"
     figures.save(args.out, figures.draw_fig6(figures.columns(rows), args.steps, title))
-    figures.report(args, seen.name, len(rows), rows, found)
+    figures.report(args, seen.name, len(rows), args.seed, rows, found)
     return "mean over training: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
 
 
@@ -160,6 +161,7 @@ def stage2_args(args, start):
     merged = {**first, "eval_every": None, "perturb": list(stage2_pseudo.PERTURB), "scratch": False, **given}
     merged = argparse.Namespace(**merged)
     settle(merged)
+    merged.every = args.every or max(1, merged.steps // 20)
     return merged
 
 
@@ -167,7 +169,6 @@ def fig7(args):
     """Fig. 7: over stage 2, the skewness of pseudo-labelled target clouds less that with their true labels."""
     start = load_checkpoint(args.init)
     args = stage2_args(args, start)
-    args.every = args.every or max(1, args.steps // 20)
     rows = []
     with tempfile.TemporaryDirectory() as folder, Run(folder, 2, args) as run:
         src, tgt = stage1_ssl.load(args, run)
@@ -181,12 +182,13 @@ def fig7(args):
     found = {"share_wrong": float(wrong.mean()), "paper": paper}
     for mode in ("train", "eval"):
         gap = series[f"gap_{mode}"]
-        i = evidence.resamples(len(gap), 1, args.seed)
-        found[f"gap_{mode}"], found[f"gap_{mode}_interval"] = float(gap.mean()), evidence.interval(gap[i].mean(1))
+        clouds = gap.reshape(len(np.unique(series["step"])), -1).mean(0)  # a cloud at several steps is one sample
+        i = evidence.resamples(len(clouds), 1, args.seed)
+        found[f"gap_{mode}"], found[f"gap_{mode}_interval"] = float(gap.mean()), evidence.interval(clouds[i].mean(1))
         found[f"gap_{mode}_where_wrong"] = float(gap[wrong].mean()) if wrong.any() else math.nan
     n = f"{len(np.unique(series['cloud']))} target clouds at {len(np.unique(series['step']))} steps"
     figures.save(args.out, figures.draw_fig7(series, paper, f"Fig. 7: stage 2, {figures.caption(args, name, n)}"))
-    figures.report(args, name, len(rows), rows, found)
+    figures.report(args, name, len(rows), args.seed, rows, found)
     gaps = ", ".join(f"{m} mode {figures.with_interval(found, f'gap_{m}')}" for m in ("train", "eval"))
     return f"pseudo- minus true-label skewness: {gaps} ({found['share_wrong']:.0%} wrong; the paper: about {paper:g})"
 
@@ -234,14 +236,14 @@ def fig5(args):
     model, points = model_of(checkpoint), data.evaluation_subset(src.test, config.points)
     sk, confidence = skew_of(model, points, src.test_labels, config.alpha)
     clouds, texts = extremes(model, points, src.test_labels, config.alpha)
-    config.seed, n = config.seed, f"{len(sk)} source test clouds, most skewed above, least below"
+    n = f"{len(sk)} source test clouds, most skewed above, least below"
     figures.save(args.out, figures.draw_fig5(clouds, texts, f"Fig. 5: {figures.caption(config, name, n)}"))
     rows = [
         {"cloud": i, "class": data.CLASSES[c], "skewness": s, "confidence": p}
         for i, (c, s, p) in enumerate(zip(src.test_labels.tolist(), sk.tolist(), confidence.tolist()))
     ]
     q = np.quantile([row["skewness"] for row in rows], (0, 0.25, 0.5, 0.75, 1)).tolist()
-    figures.report(args, name, len(rows), rows, {"quartiles": q})
+    figures.report(args, name, len(rows), config.seed, rows, {"quartiles": q})
     return f"skewness of {len(rows)} clouds: min {q[0]:+.2f}, quartiles {q[1]:+.2f} {q[2]:+.2f} {q[3]:+.2f}, max {q[4]:+.2f}"
 
 
@@ -276,7 +278,7 @@ def fig11(args):
             rows.append({"ckpt": str(path), "cloud": cloud, "class": data.CLASSES[c], "x": x, "y": y})
     title = f"Fig. 11: {config.task}, {config.backbone}, {config.ssl}, t-SNE seed {args.seed}, n = {len(f)} target test clouds\n{name}"
     figures.save(args.out, figures.draw_fig11(flat, tgt.test_labels.numpy(), names, title))
-    figures.report(args, name, len(f), rows, {"neighbour_agreement": found})
+    figures.report(args, name, len(f), args.seed, rows, {"neighbour_agreement": found})
     texts = (f"{n} {a:.1%}" for n, a in zip(names, found.values()))
     return "nearest neighbour of the same class in feature space: " + ", ".join(texts)
 
@@ -378,7 +380,7 @@ def lesson(args):
         "moments": conflict.conflict_shares(samples, agree),
         "target_accuracy": curves,
     }
-    figures.report(args, base.name, len(steps), steps, statistics)
+    figures.report(args, base.name, len(steps), args.seed, steps, statistics)
     whole = {row["score"]: row for row in table if row["step"] == ""}["skewness_eval"]
     correlation = figures.with_interval(found, "spearman_of_differences")
     return (

@@ -67,16 +67,16 @@ def empty_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def report(args, name, n, rows, statistics):
+def report(args, name, n, seed, rows, statistics):
     """OUT.csv, the numbers of the figure, and OUT.json, what they are from and what they say."""
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(empty_nan(row) for row in rows)
-    record = {"figure": args.what, "data": name, "n": n, "seed": getattr(args, "seed", None), "args": plain(args)}
+    record = {"figure": args.what, "data": name, "n": n, "seed": seed, "args": plain(args)}
     record |= provenance(getattr(args, "device", "cpu")) | {"statistics": statistics}
     write_atomically(f"{args.out}.csv", out.getvalue().encode())
-    write_atomically(f"{args.out}.json", json.dumps(empty_nan(record), indent=1).encode())
+    write_atomically(f"{args.out}.json", json.dumps(empty_nan(record), indent=1, default=str).encode())
 
 
 # ---------------------------------------------------------------- Fig. 1

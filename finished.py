@@ -4,7 +4,6 @@ make fig3     make fig8     make anm          # what calls the three of them, th
 """
 
 import csv
-from pathlib import Path
 
 import numpy as np
 
@@ -24,13 +23,17 @@ def results_of(runs):
     return results
 
 
+def seeds_of(results):
+    return sorted({r["seed"] for r in results})
+
+
 def final(result):
     return result["stage2"] or result["stage1"]
 
 
 def about(results):
     """Direction, data, seeds and n of several runs, for a title."""
-    seeds = " ".join(map(str, sorted({r["seed"] for r in results})))
+    seeds = " ".join(map(str, seeds_of(results)))
     first = results[0]
     return (
         f"{first['task']}, {first['backbone']}, {first['ssl']}, seed {seeds}, n = {first['n_test']} test clouds\n"
@@ -50,7 +53,7 @@ def fig3(args):
     ]
     figures.save(args.out, figures.draw_fig3(results, names, f"Fig. 3: {about(results)}"))
     per_class = {name: final(r)["per_class"] for r, name in zip(results, names)}
-    figures.report(args, results[0]["data"]["name"], results[0]["n_test"], rows, per_class)
+    figures.report(args, results[0]["data"]["name"], results[0]["n_test"], seeds_of(results), rows, per_class)
     return "target accuracy at best source validation: " + "; ".join(names)
 
 
@@ -82,7 +85,7 @@ def fig8(args):
     }
     found = {"beta": mean(of_beta, "beta"), "alpha": mean(of_alpha, "alpha")}
     found["curves"] = {f"{beta:g}": {"step": step, "source": list(acc)} for beta, (step, acc) in curves.items()}
-    figures.report(args, results[0]["data"]["name"], results[0]["n_test"], rows, found)
+    figures.report(args, results[0]["data"]["name"], results[0]["n_test"], seeds_of(results), rows, found)
     text = lambda knob: ", ".join(f"{v:g}: {a:.1%}" for v, a in found[knob].items())
     return f"target accuracy at best source validation, by beta {text('beta')} | by alpha {text('alpha')}"
 
@@ -103,30 +106,29 @@ def read_columns(path, names):
 def anm(args):
     """Additive-noise model, skewness -> conflict and back, on the numbers of fig1, or of persample at one moment."""
     x, cos, step = read_columns(args.csv, (args.column, "cos"))
-    if len(step) and len(np.unique(step)) < len(step):  # persample.csv: samples of the last moment
+    if len(np.unique(step)) < len(step):  # persample.csv: the samples of the last moment
         x, cos = x[step == step.max()], cos[step == step.max()]
     fits = {
-        f"{args.column} -> conflict": evidence.additive_noise(x, -cos),
-        f"conflict -> {args.column}": evidence.additive_noise(-cos, x),
+        "skewness -> conflict": evidence.additive_noise(x, -cos),
+        "conflict -> skewness": evidence.additive_noise(-cos, x),
     }
     paper = {
-        k[0].replace("skewness", args.column).removesuffix(" ANM score"): float(v)
-        for k, v in reported().items()
-        if "ANM" in k[0]
+        k[0].replace("->", " -> ").removesuffix(" ANM score"): float(v) for k, v in reported().items() if "ANM" in k[0]
     }
-    source = Path(args.csv).with_suffix(".json")
-    record = read_json(source) if source.exists() else {}
-    first = next(iter(fits.values()))
-    title = f"Additive-noise model on {Path(args.csv).name}, conflict = - cosine, seed {record.get('seed', '?')}, n = {first['n']}"
-    name = record.get("data", "data not recorded")
-    task = " ".join(str(record.get("args", {}).get(key, "")) for key in ("task", "backbone", "ssl"))
-    figures.save(args.out, figures.draw_anm(fits, f"{title}\n{task} {name}"))
-    found = {way: {"hsic": fit["hsic"], "p": fit["p"], "n": fit["n"], "paper": paper[way]} for way, fit in fits.items()}
+    source = args.csv.with_suffix(".json")
+    made = read_json(source) if source.exists() else {"data": "data not recorded", "seed": "?", "args": {}}
+    setting = " ".join(str(made["args"].get(key, "")) for key in ("task", "backbone", "ssl", "select"))
+    n = fits["skewness -> conflict"]["n"]
+    title = (
+        f"Additive-noise model on {args.csv.name}, {args.column} and - cosine: {setting}, seed {made['seed']}, n = {n}"
+    )
+    figures.save(args.out, figures.draw_anm(fits, f"{title}\n{made['data']}"))
+    found = {way: {"hsic": fit["hsic"], "p": fit["p"], "paper": paper[way]} for way, fit in fits.items()}
     rows = [
         {"direction": way, "cause": a, "effect": b, "fit": c}
         for way, fit in fits.items()
         for a, b, c in zip(fit["cause"].tolist(), fit["effect"].tolist(), fit["fit"].tolist())
     ]
-    figures.report(args, name, first["n"], rows, found)
+    figures.report(args, made["data"], n, made["seed"], rows, found)
     texts = [f"{way} {f['hsic']:.3f} (p = {f['p']:.2g}; the paper {f['paper']:g})" for way, f in found.items()]
-    return f"HSIC of residual and cause, lower fits better: {', '.join(texts)}, n = {first['n']}"
+    return f"HSIC of residual and cause, lower fits better: {', '.join(texts)}, n = {n}"
