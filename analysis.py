@@ -218,11 +218,15 @@ def skew_of(model, points, labels, alpha):
     return tuple(torch.cat(part) for part in zip(*parts))
 
 
-def extremes(model, points, labels, alpha, k=3):
-    """The k clouds of highest and of lowest skewness: [(points, levels)] in three levels, and a text for each."""
+def extremes(model, points, labels, alpha, tails=(0.02, 0.05, 0.1)):
+    """Clouds of high and of low skewness, at these quantiles from either end: [(points, levels)], a text for each.
+
+    Not the very extremes: their maps hold one point and nothing else.
+    """
     sk, _ = skew_of(model, points, labels, alpha)
-    order = [i for i in sk.argsort(descending=True).tolist() if sk[i] != 0]  # 0: a map without a skewness
-    chosen = order[:k] + order[-k:]
+    order = sk.argsort()
+    last = len(order) - 1
+    chosen = [int(order[round(last * q)]) for q in (*(1 - q for q in tails), *reversed(tails))]
     with conflict.frozen(model):
         S, _ = conflict.maps(model, points[chosen], labels[chosen], alpha)
     texts = [f"{data.CLASSES[labels[i]]}, skewness {sk[i]:+.2f}" for i in chosen]
@@ -236,7 +240,7 @@ def fig5(args):
     model, points = model_of(checkpoint), data.evaluation_subset(src.test, config.points)
     sk, confidence = skew_of(model, points, src.test_labels, config.alpha)
     clouds, texts = extremes(model, points, src.test_labels, config.alpha)
-    n = f"{len(sk)} source test clouds, most skewed above, least below"
+    n = f"{len(sk)} source test clouds, 98, 95, 90 % quantile of skewness above, 10, 5, 2 % below"
     figures.save(args.out, figures.draw_fig5(clouds, texts, f"Fig. 5: {figures.caption(config, name, n)}"))
     rows = [
         {"cloud": i, "class": data.CLASSES[c], "skewness": s, "confidence": p}
@@ -366,9 +370,9 @@ def lesson(args):
     clouds = {key: base.src if key == base.src.key else data.load_domain(args.data, key) for key in data.DOMAINS}
     series, table = figures.columns(steps), conflict.predict_conflict(samples, args.seed)
     found = evidence.correlations(series["skewness_eval"], series["cos"], args.seed)
-    points = data.evaluation_subset(base.src.test, 1024)
+    points = data.evaluation_subset(base.src.test, args.points)
     sk, _ = skew_of(base.model, points, base.src.test_labels, args.alpha)
-    maps, texts = extremes(base.model, points, base.src.test_labels, args.alpha, 1)
+    maps, texts = extremes(base.model, points, base.src.test_labels, args.alpha, (0.1,))
     curves = {"all": target_curve(base), f"low {args.beta:g}": target_curve(ours)}
     n = f"{len(steps)} steps, {len(samples) // len(agree)} samples, {len(sk)} and {len(base.tgt.test)} test clouds"
     title = figures.caption(args, base.name, n)

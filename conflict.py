@@ -3,9 +3,9 @@
     G_cls, G_ssl, G_oracle = gradients(model, task, s, u, y_t, generator)     # one step, (P,) each
     cosines = own_cosines(model, task, view, G_oracle, seed, "words")         # of each sample's own G_ssl
 
-G_oracle is the gradient of the target's classification loss with its true labels, which are handed in (analysis.py opens
-them), G_cls of the source's, G_ssl of the self-supervised loss. Whatever is measured has batch norm on its running
-statistics and no dropout, and leaves weights, buffers, .grad and random numbers of the run as they were.
+G_oracle is the gradient of the target's classification loss with its true labels, which are handed in (analysis.py
+opens them), G_cls of the source's, G_ssl of the self-supervised loss. Every gradient has batch norm on its running
+statistics and no dropout, and measuring leaves weights, buffers, .grad and random numbers of the run as they were.
 """
 
 import copy
@@ -105,11 +105,17 @@ def directions(t, args, model, task, src, tgt):
 
 
 def group_losses(t, args, model, task, src, tgt):
-    """Loss of each source sample of step t, by whether its skewness is among the beta lowest of the batch: rows."""
+    """Loss of each source sample in step t, by whether its skewness is among the beta lowest of the batch: rows.
+
+    These are the losses that the step itself will have, batch statistics and dropout included.
+    """
     s, _, _, g = batch_of(t, args, task, src, tgt)
     low = select(step_skewness(t, args, model, s, args.measure or "train"), args.beta)
-    with frozen(model, task), torch.no_grad():
-        ssl, cls = task(model, s, None, g), F.cross_entropy(model(s.x), s.y, reduction="none")
+    model, task = copy.deepcopy(model), copy.deepcopy(task)  # train mode moves the statistics
+    with own_rng(args.device, args.seed, "dropout 1", t), torch.no_grad():
+        features = model.encoder(s.x)
+        cls = F.cross_entropy(model.predict(features), s.y, reduction="none")
+        ssl = task(model, s, None if task.own_pass else features, g)
     values = zip(low.tolist(), ssl.tolist(), cls.tolist())
     return [{"step": t, "group": "low" if kept else "high", "ssl": a, "cls": b} for kept, a, b in values]
 

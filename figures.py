@@ -232,7 +232,8 @@ def group_curves(axes, series, steps, loss, text, bins=20):
         mean, std = (np.array([f(values) for _, values in parts]) for f in (np.mean, np.std))
         axes.plot(at, mean, color=colour, label=f"{group} skewness")
         axes.fill_between(at, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
-    axes.set(xlabel="training step", ylabel=f"{text} (mean, ± std over samples)")
+    axes.set(xlabel="training step", ylabel=text, title="mean ± std over samples")
+    axes.title.set_fontsize(8)
     axes.legend(fontsize=8)
 
 
