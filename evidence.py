@@ -19,13 +19,13 @@ MOST = 2000  # of an HSIC test, whose matrices are n x n
 
 
 # ---------------------------------------------------------------- bootstrap
-def resamples(n, length, seed, count=RESAMPLES):
-    """Moving-block bootstrap (Kuensch 1989): `count` rows of n indices, joined from blocks of `length` neighbours.
+def resamples(n, length, seed):
+    """Moving-block bootstrap (Kuensch 1989): RESAMPLES rows of n indices, joined from blocks of `length` neighbours.
 
     Neighbouring steps of a run resemble each other, so whole stretches are drawn; length 1 is the ordinary bootstrap.
     """
-    starts = np.random.default_rng(seed).integers(n - length + 1, size=(count, math.ceil(n / length)))
-    return (starts[..., None] + np.arange(length)).reshape(count, -1)[:, :n]
+    starts = np.random.default_rng(seed).integers(n - length + 1, size=(RESAMPLES, math.ceil(n / length)))
+    return (starts[..., None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :n]
 
 
 def interval(values):
@@ -99,10 +99,13 @@ def prediction(scores, cosines, seed):
     defined = [m for m, (area, _) in enumerate(found) if np.isfinite(area)] or range(len(found))
     found.append(tuple(np.mean([found[m] for m in defined], 0)))
     drawn.append(tuple(np.mean([drawn[m] for m in defined], 0)))
-    named = lambda values, more: {"auc": float(values[0]), "auc_interval": interval(more[0])} | {
-        "rho": float(values[1]),
-        "rho_interval": interval(more[1]),
-    }
+    named = lambda values, more: (
+        {"auc": float(values[0]), "auc_interval": interval(more[0])}
+        | {
+            "rho": float(values[1]),
+            "rho_interval": interval(more[1]),
+        }
+    )
     return [named(values, more) for values, more in zip(found, drawn)]
 
 
