@@ -147,7 +147,7 @@ ALPHAS ?= 0 2 4
 FIGOUT   = $(if $(filter file,$(origin OUT)),results/$@,$(OUT))
 FIGFLAGS = --task $(TASK) --data $(DATA) --backbone $(BACKBONE) $(SSLFLAGS) $(SELECTFLAGS) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 WATCHED  = fig1 persample fig4 fig6
-FIGURES  = $(WATCHED) fig3 fig5 fig7 fig8 fig11 anm
+FIGURES  = $(WATCHED) fig3 fig5 fig7 fig8 anm fig11
 .PHONY: $(FIGURES) fig9 fig10 figures lesson
 fig1 persample fig6: SELECT = all
 $(WATCHED): | havedata $(VENV)

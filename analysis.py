@@ -8,7 +8,8 @@ here is reported elsewhere.
 
 Each writes OUT.png, the numbers behind it as OUT.csv, settings and statistics as OUT.json, and prints one line.
 fig1, fig4, fig6 and persample train stage 1 in a temporary folder, fig7 stage 2, and look on before every K-th step:
-conflict.py measures, figures.py draws, evidence.py has the statistics. fig3, fig5, fig8, fig11 read finished runs.
+conflict.py measures, figures.py draws, evidence.py has the statistics. fig3, fig5, fig8, fig11 read finished runs, anm
+the csv of fig1 or persample (finished.py); lesson trains twice and puts most of them on one sheet.
 measure compares the two modes of the measuring pass (`--measure train`, `--measure eval`) at three moments of a run.
 """
 
@@ -64,12 +65,16 @@ def watch(args, look):
     return SimpleNamespace(name=name, src=src, tgt=known, moments=run.moments, **seen)
 
 
+def sampled(args, rows, look):
+    """A look that adds to `rows` at every K-th step."""
+    return lambda t, *live: rows.extend(look(t, args, *live)) if t % args.every == 0 else None
+
+
 # ---------------------------------------------------------------- Fig. 1: skewness and conflict, step by step
 def fig1(args):
     """Fig. 1 of the paper as a test of it, with intervals, and again on differences from step to step."""
     rows = []
-    look = lambda t, *seen: rows.append(conflict.step_conflict(t, args, *seen)) if t % args.every == 0 else None
-    seen = watch(args, look)
+    seen = watch(args, sampled(args, rows, conflict.step_conflict))
     series = figures.columns(rows)
     found = {m: evidence.correlations(series[f"skewness_{m}"], series["cos"], args.seed) for m in ("train", "eval")}
     title = f"Fig. 1: {figures.caption(args, seen.name, f'{len(rows)} steps')}"
@@ -93,14 +98,8 @@ def persample(args):
     n = shares[0]["n"]
     title = f"Per sample: {figures.caption(args, seen.name, f'{n} source clouds')}"
     figures.save(args.out, figures.draw_persample(table, shares, title))
-    figures.report(
-        args,
-        seen.name,
-        n,
-        args.seed,
-        rows,
-        {"moments": shares, "scores": table, "oracle_clouds": min(args.oracle_clouds, len(seen.tgt.train))},
-    )
+    used = min(args.oracle_clouds, len(seen.tgt.train))
+    figures.report(args, seen.name, n, args.seed, rows, {"oracle_clouds": used, "moments": shares, "scores": table})
     text = figures.persample_table(table, shares, title, provenance(args.device))
     write_atomically(f"{args.out}.md", text.encode())
     whole = {row["score"]: row for row in table if row["step"] == ""}
@@ -116,9 +115,7 @@ def fig4(args):
     rows = []
     for beta in args.betas:
         one = argparse.Namespace(**{**vars(args), "beta": beta})
-        seen = watch(
-            one, lambda t, *seen: rows.append(conflict.directions(t, one, *seen)) if t % args.every == 0 else None
-        )
+        seen = watch(one, sampled(one, rows, conflict.directions))
     means = {}
     for beta in args.betas:
         series = figures.columns([row for row in rows if row["beta"] == beta])
@@ -136,9 +133,7 @@ def fig4(args):
 def fig6(args):
     """Fig. 6: SSL and classification loss of both groups."""
     rows = []
-    seen = watch(
-        args, lambda t, *seen: rows.extend(conflict.group_losses(t, args, *seen)) if t % args.every == 0 else None
-    )
+    seen = watch(args, sampled(args, rows, conflict.group_losses))
     found = {
         f"{group}_{loss}": float(np.mean([row[loss] for row in rows if row["group"] == group]))
         for group in ("high", "low")
@@ -173,8 +168,8 @@ def fig7(args):
     with tempfile.TemporaryDirectory() as folder, Run(folder, 2, args) as run:
         src, tgt = stage1_ssl.load(args, run)
         known = data.load_domain(args.data, tgt.key).to(args.device)
-        look = lambda t, *seen: rows.extend(conflict.label_gaps(t, args, *seen, known)) if t % args.every == 0 else None
-        stage2_pseudo.train(args, run, src, tgt, start, look)
+        gaps = lambda *seen: conflict.label_gaps(*seen, known)
+        stage2_pseudo.train(args, run, src, tgt, start, sampled(args, rows, gaps))
         name = run.config["data"]["name"]
     series = figures.columns(rows)
     wrong = series["wrong"] == 1
@@ -248,7 +243,7 @@ def fig5(args):
     ]
     q = np.quantile([row["skewness"] for row in rows], (0, 0.25, 0.5, 0.75, 1)).tolist()
     figures.report(args, name, len(rows), config.seed, rows, {"quartiles": q})
-    return f"skewness of {len(rows)} clouds: min {q[0]:+.2f}, quartiles {q[1]:+.2f} {q[2]:+.2f} {q[3]:+.2f}, max {q[4]:+.2f}"
+    return f"skewness of {len(rows)} clouds: min, quartiles, max {' '.join(f'{v:+.2f}' for v in q)}"
 
 
 def tsne():
@@ -280,7 +275,8 @@ def fig11(args):
         flat.append(xy)
         for cloud, (c, (x, y)) in enumerate(zip(tgt.test_labels.tolist(), xy.tolist())):
             rows.append({"ckpt": str(path), "cloud": cloud, "class": data.CLASSES[c], "x": x, "y": y})
-    title = f"Fig. 11: {config.task}, {config.backbone}, {config.ssl}, t-SNE seed {args.seed}, n = {len(f)} target test clouds\n{name}"
+    setting = f"{config.task}, {config.backbone}, {config.ssl}, t-SNE seed {args.seed}"
+    title = f"Fig. 11: {setting}, n = {len(f)} target test clouds\n{name}"
     figures.save(args.out, figures.draw_fig11(flat, tgt.test_labels.numpy(), names, title))
     figures.report(args, name, len(f), args.seed, rows, {"neighbour_agreement": found})
     texts = (f"{n} {a:.1%}" for n, a in zip(names, found.values()))
@@ -359,7 +355,7 @@ def lesson(args):
 
     def look(t, *live):
         if t % args.every == 0:
-            steps.append(conflict.step_conflict(t, args, *live))
+            steps.extend(conflict.step_conflict(t, args, *live))
             groups.extend(conflict.group_losses(t, args, *live))
         if t in last_two:
             found, agree[t] = conflict.look_at_samples(t, args, *live)
@@ -376,7 +372,7 @@ def lesson(args):
     curves = {"all": target_curve(base), f"low {args.beta:g}": target_curve(ours)}
     n = f"{len(steps)} steps, {len(samples) // len(agree)} samples, {len(sk)} and {len(base.tgt.test)} test clouds"
     title = figures.caption(args, base.name, n)
-    panels = clouds, (maps, texts), sk.numpy(), (series, found), figures.columns(groups), curves, table
+    panels = clouds, (maps, texts), sk.cpu().numpy(), (series, found), figures.columns(groups), curves, table
     figures.save(args.out, figures.draw_lesson(panels, args.steps, title))
     statistics = {
         "fig1": found,
@@ -386,11 +382,9 @@ def lesson(args):
     }
     figures.report(args, base.name, len(steps), args.seed, steps, statistics)
     whole = {row["score"]: row for row in table if row["step"] == ""}["skewness_eval"]
-    correlation = figures.with_interval(found, "spearman_of_differences")
-    return (
-        f"Spearman of differences {correlation}; AUC of skewness {figures.with_interval(whole, 'auc')}; target accuracy "
-        + ", ".join(f"{name} {accuracy[-1]:.1%}" for name, (_, accuracy) in curves.items())
-    )
+    ends = ", ".join(f"{name} {accuracy[-1]:.1%}" for name, (_, accuracy) in curves.items())
+    rho, area = figures.with_interval(found, "spearman_of_differences"), figures.with_interval(whole, "auc")
+    return f"Spearman of differences {rho}; AUC of skewness, eval, {area}; target accuracy {ends}"
 
 
 # ---------------------------------------------------------------- command line
@@ -399,7 +393,7 @@ READS = {"fig3": finished.fig3, "fig5": fig5, "fig7": fig7, "fig8": finished.fig
 
 
 def parser_of():
-    """A subcommand for each figure; those that train have the flags of stage 1, without masking unless it is asked for."""
+    """A subcommand for each figure; those that train have the flags of stage 1, unmasked unless asked for."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     flags = {name: commands.add_parser(name, help=f.__doc__.partition("\n")[0]) for name, f in (TRAINS | READS).items()}
@@ -444,7 +438,7 @@ def main():
     if args.what in TRAINS:
         if args.task.startswith("seg_"):
             raise UserError(f"--task {args.task}: the paper's figures are of classification; choose M_S, M_SC, ...")
-        if args.ssl == "none":
+        if args.ssl == "none" and args.what != "measure":
             raise UserError("--ssl none: without a self-supervised gradient there is no conflict; choose another task")
         args.oracle = False
         settle(args)

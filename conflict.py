@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import data
 import evidence
 import ssl_tasks
+import stage1_ssl
 from common import generator, seed_of
 from comparators import flat_gradient
 from saliency import measure, saliency_map, select, skewness
@@ -78,12 +79,12 @@ def cosine(a, b):
 
 
 def gradients(model, task, s, u, y_t, g, lam=None):
-    """G_cls, G_ssl, G_oracle of one step, (P,) each; lam (B_s,) masks the source's part of G_ssl, None is all of it."""
+    """G_cls, G_ssl, G_oracle of one step, (P,) each; lam, the masks (B_s,) and (B_t,) of G_ssl, None is all of it."""
     with frozen(model, task):
         ce = lambda x, y: encoder_gradient(F.cross_entropy(model(x), y), model)
         ssl_s, ssl_t = task(model, s, None, g), task(model, u, None, g)
-        lam = torch.ones_like(ssl_s) if lam is None else lam
-        L_ssl = ssl_tasks.combine(ssl_s, lam, ssl_t, torch.ones_like(ssl_t), task.pooled)
+        lam_s, lam_t = lam or (torch.ones_like(ssl_s), torch.ones_like(ssl_t))
+        L_ssl = ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
         return ce(s.x, s.y), encoder_gradient(L_ssl, model), ce(u.x, y_t)
 
 
@@ -92,16 +93,17 @@ def step_conflict(t, args, model, task, src, tgt):
     s, u, y_t, g = batch_of(t, args, task, src, tgt)
     row = {"step": t} | {f"skewness_{m}": step_skewness(t, args, model, s, m).mean().item() for m in ("train", "eval")}
     G_cls, G_ssl, G_oracle = gradients(model, task, s, u, y_t, g)
-    return row | {"cos": cosine(G_ssl, G_oracle), "cos_cls": cosine(G_ssl, G_cls)}  # Fig. 1
+    return [row | {"cos": cosine(G_ssl, G_oracle), "cos_cls": cosine(G_ssl, G_cls)}]  # Fig. 1
 
 
 def directions(t, args, model, task, src, tgt):
-    """cos(G_sum, G_oracle) and cos(G_ssl, G_cls) at step t, under the mask that the step will have."""
+    """cos(G_sum, G_oracle) and cos(G_ssl, G_cls) at step t, under the very mask that the step will have."""
     s, u, y_t, g = batch_of(t, args, task, src, tgt)
     sk = step_skewness(t, args, model, s, args.measure or "train")
-    G_cls, G_ssl, G_oracle = gradients(model, task, s, u, y_t, g, select(sk, args.beta))  # Eq. (7)
+    lam = stage1_ssl.masks(sk, args, len(s.x), len(u.x), g)  # Eq. (7)
+    G_cls, G_ssl, G_oracle = gradients(model, task, s, u, y_t, g, lam)
     G_sum = task.cls_weight * G_cls + task.weight(t / args.steps) * G_ssl
-    return {"beta": args.beta, "step": t, "cos_sum": cosine(G_sum, G_oracle), "cos_ssl": cosine(G_ssl, G_cls)}
+    return [{"beta": args.beta, "step": t, "cos_sum": cosine(G_sum, G_oracle), "cos_ssl": cosine(G_ssl, G_cls)}]
 
 
 def group_losses(t, args, model, task, src, tgt):

@@ -1,6 +1,6 @@
 """Figures of what finished commands have left: result.json of runs, and the numbers of fig1 and persample.
 
-make fig3     make fig8     make anm          # what calls the three of them, through analysis.py
+make fig3     make fig8     make anm      # what calls them, through analysis.py
 """
 
 import csv

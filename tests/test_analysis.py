@@ -95,7 +95,7 @@ def test_measuring_leaves_everything_as_it_was(ssl, shapes):
     args, before = settings(ssl=ssl), [t.clone() for m in (model, task) for t in m.state_dict().values()]
     modes, rng = [m.training for m in model.modules()], torch.get_rng_state()
     run = args, model, task, shapes["M"], shapes["SC"]
-    row = conflict.step_conflict(0, *run)
+    (row,) = conflict.step_conflict(0, *run)
     conflict.directions(0, *run), conflict.group_losses(0, *run)
     conflict.look_at_samples(0, SimpleNamespace(**vars(args), samples=8, oracle_clouds=8), *run[1:])
     after = [t for m in (model, task) for t in m.state_dict().values()]
