@@ -14,7 +14,8 @@ from scipy import interpolate, spatial, stats
 from common import UserError
 
 RESAMPLES = 2000
-LEAST = 5  # fewer numbers than that show nothing
+LEAST = 5  # fewer numbers than that have no statistics
+FEW = 20  # fewer steps than that have no interval: too few blocks to draw from
 MOST = 2000  # of an HSIC test, whose matrices are n x n
 
 
@@ -52,7 +53,8 @@ def correlations(x, y, seed):
     """Pearson and Spearman with intervals, of two series (n,) and of their differences from step to step.
 
     Both may just drift as training goes on, which makes them correlate whatever they are; their differences do not
-    drift. Blocks are sqrt(n) long. Points with a value that is not finite are left out; UserError below LEAST of them.
+    drift. Blocks are sqrt(n) long. Points with a value that is not finite are left out; below FEW of them there is no
+    interval (nan, nan), below LEAST + 1 a UserError.
     """
     sound = np.isfinite(x) & np.isfinite(y)
     x, y = np.asarray(x, float)[sound], np.asarray(y, float)[sound]
@@ -63,7 +65,8 @@ def correlations(x, y, seed):
         i = resamples(len(a), math.ceil(len(a) ** 0.5), seed)
         for measure, look in (("pearson", np.asarray), ("spearman", ranks)):
             found[measure + name] = float(pearson(look(a), look(b)))
-            found[measure + name + "_interval"] = interval(pearson(look(a[i]), look(b[i])))
+            drawn = pearson(look(a[i]), look(b[i]))
+            found[measure + name + "_interval"] = interval(drawn) if len(x) >= FEW else (math.nan, math.nan)
     return found
 
 

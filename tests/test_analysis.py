@@ -305,6 +305,8 @@ def test_correlations_of_steps():
     low, high = evidence.interval(evidence.pearson(slow[0][i], slow[1][i]))
     wide = evidence.correlations(*slow, 0)["pearson_interval"]
     assert wide[1] - wide[0] > 1.5 * (high - low)
+    few = evidence.correlations(x[:12], y[:12], 0)
+    assert np.isfinite(few["pearson"]) and np.isnan(few["pearson_interval"]).all()
     with pytest.raises(common.UserError, match="too few"):
         evidence.correlations(x[:4], y[:4], 0)
 
