@@ -193,8 +193,8 @@ SCORES = {  # all turned so that high predicts conflict: the paper's claim, or w
         for name, text in (
             ("skewness", "skewness"),
             ("kurtosis", "kurtosis"),
-            ("minus_entropy", "- entropy of |s|"),
-            ("gini", "Gini of |s|"),
+            ("minus_entropy", "- entropy of the map"),
+            ("gini", "Gini of the map"),
             ("top5", "share of top 5 %"),
         )
         for mode in ("train", "eval")
