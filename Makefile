@@ -19,9 +19,10 @@ SEGTASKS := $(TWELVE) $(foreach a,F M A S,seg_$(a)_$(a))
 SEEDS    ?= 0 1 2
 
 # every setting has a folder of its own: steps and further flags are part of its name when they are given
+# task, base, select, seed [beta, ARGS]
 squeeze   = $(subst $() $(),,$(subst --,-,$(1)))
 DATATAG   = $(if $(filter-out data,$(DATA)),-$(subst /,_,$(subst ../,,$(DATA))))
-folder    = runs/$(1)-$(BACKBONE)-$(2)-$(3)-b$(BETA)-s$(4)$(DATATAG)$(if $(STEPS),-t$(STEPS))$(call squeeze,$(ARGS)$(ARGS2))
+folder    = runs/$(1)-$(BACKBONE)-$(2)-$(3)-b$(or $(5),$(BETA))-s$(4)$(DATATAG)$(if $(STEPS),-t$(STEPS))$(call squeeze,$(or $(6),$(ARGS))$(ARGS2))
 cell      = $(call folder,$(word 1,$(1)),$(word 2,$(1)),$(word 3,$(1)),$(word 4,$(1)))
 RUN       = $(call folder,$(TASK),$(SSL),$(SELECT),$(SEED))
 
@@ -50,6 +51,9 @@ help:
 	@echo "make table2     [METHODS='selfdist-all selfdist-low' TASKS='M_S M_SC' SEEDS='0 1 2']; Table II: PointSegDA,"
 	@echo "make table3     Table III: PointNet"
 	@echo "make study      the same for METHODS of your own, one line a setting and stage -> OUT.md, OUT.csv, OUT.png"
+	@echo "make figures    the paper's figures, or one of them: fig1 fig3 fig4 fig5 fig6 fig7 fig8 fig11, and persample (does a"
+	@echo "                sample's score predict that its gradient conflicts?) and anm [TASK=M_SC OUT=results/NAME]"
+	@echo "make lesson     the figures a lecturer shows, on one sheet: built-in shapes, a CPU, minutes -> results/lesson.png"
 	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/trains.md"
 	@echo "make bench      speed and memory on this machine, as ratios -> results/bench.md"
 	@echo "make test       the test suite;   make clean   remove caches and the runs on built-in shapes"
@@ -135,6 +139,57 @@ OUT   ?= results/study
 STUDY  = none-all selfdist-all selfdist-low selfdist-random
 study: $(addprefix run-,$(call cells,$(STUDY),$(SIX))) | $(VENV)
 	@$(PY) eval.py --table $(OUT) $(call runs,$(STUDY),$(SIX))
+
+# ---------------------------------------------------------------- the paper's figures, [TASK=M_SC OUT=results/NAME]
+TASK   ?= M_SC
+BETAS  ?= 0.3 0.5 0.7 0.9 1
+ALPHAS ?= 0 2 4
+FIGOUT   = $(if $(filter file,$(origin OUT)),results/$@,$(OUT))
+FIGFLAGS = --task $(TASK) --data $(DATA) --backbone $(BACKBONE) $(SSLFLAGS) $(SELECTFLAGS) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+WATCHED  = fig1 persample fig4 fig6
+FIGURES  = $(WATCHED) fig3 fig5 fig7 fig8 anm fig11
+.PHONY: $(FIGURES) fig9 fig10 figures lesson
+fig1 persample fig6: SELECT = all
+$(WATCHED): | havedata $(VENV)
+	@$(PY) analysis.py $@ $(FIGFLAGS) --out $(FIGOUT)
+fig9: fig4
+fig10: fig8
+
+# figures of finished runs train what is missing, stage 1 only unless STAGES=2 is given
+FIGSTAGES = $(if $(filter file,$(origin STAGES)),1,$(STAGES))
+figrun    = $(call folder,$(TASK),$(SSL),$(1),$(SEED))
+fig-need-%: | havedata
+	@$(MAKE) --no-print-directory run SELECT=$* TASK=$(TASK) STAGES=$(FIGSTAGES)
+fig3: fig-need-all fig-need-low
+	@$(PY) analysis.py $@ $(call figrun,all) $(call figrun,low) --out $(FIGOUT)
+fig5: fig-need-low
+	@$(PY) analysis.py $@ --ckpt $(call figrun,low)/stage$(FIGSTAGES).pt --out $(FIGOUT)
+fig7: fig-need-low
+	@$(PY) analysis.py $@ --init $(call figrun,low)/stage1.pt --seed $(SEED) $(ARGS2) --out $(FIGOUT)
+fig11: fig-need-all fig-need-low
+	@$(PY) analysis.py $@ --ckpt $(foreach s,all low,$(call figrun,$(s))/stage$(FIGSTAGES).pt) --out $(FIGOUT)
+
+# Fig. 8, 10: every beta at alpha 1, every alpha at the default beta; SEEDS="0 1 2" pools seeds
+FIGSEEDS = $(if $(filter file,$(origin SEEDS)),$(SEED),$(SEEDS))
+FIG8     = $(foreach s,$(FIGSEEDS),$(foreach b,$(BETAS),$(b)_1_$(s)) $(foreach a,$(ALPHAS),$(BETA)_$(a)_$(s)))
+knob     = $(word $(2),$(subst _, ,$(1)))
+alpha    = $(strip $(ARGS) $(addprefix --alpha ,$(filter-out 1,$(call knob,$(1),2))))
+fig8-%: | havedata
+	@$(MAKE) --no-print-directory run SELECT=low TASK=$(TASK) STAGES=$(FIGSTAGES) BETA=$(call knob,$*,1) SEED=$(call knob,$*,3) ARGS="$(call alpha,$*)"
+fig8: $(addprefix fig8-,$(sort $(FIG8)))
+	@$(PY) analysis.py $@ $(foreach c,$(sort $(FIG8)),$(call folder,$(TASK),$(SSL),low,$(call knob,$(c),3),$(call knob,$(c),1),$(call alpha,$(c)))) --beta $(BETA) --out $(FIGOUT)
+
+CSV ?= results/fig1.csv
+anm: | $(VENV)
+	@[ -e "$(CSV)" ] || $(MAKE) --no-print-directory fig1 OUT=$(basename $(CSV))
+	@$(PY) analysis.py $@ --csv $(CSV) --out $(FIGOUT)
+
+figures:
+	@for f in $(FIGURES); do $(MAKE) --no-print-directory $$f || exit; done
+
+# built-in shapes on a CPU: DefRec, whose mild augmentation learns within these steps
+lesson: | $(VENV)
+	@$(PY) analysis.py $@ --task M_SC --data shapes --backbone pointnet --ssl defrec --seed 0 --steps 100 --points 200 --batch-size 32 --eval-every 10 --every 2 --samples 256 --out results/lesson
 
 trains: | $(VENV)
 	@$(PY) trains.py --data $(DATA)

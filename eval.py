@@ -129,14 +129,19 @@ def evaluate(run, root=None):
 
 
 def draw_confusion(path, result):
-    """Confusion matrix on the target test set (Fig. 3), share of each true class, at the source-validation step."""
+    """Confusion matrix of one run on the target test set, as a picture."""
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(5.5, 5))
+    confusion_axes(figure.add_subplot(), result)
+    save_figure(figure, path)
+
+
+def confusion_axes(axes, result):
+    """Confusion matrix on the target test set (Fig. 3), share of each true class, at the source-validation step."""
     stage = result["stage2"] or result["stage1"]
     matrix, names = np.array(stage["confusion"]), list(stage["per_class"])
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(5.5, 5))
-    axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{name_of(stage['flags'])}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
@@ -146,7 +151,6 @@ def draw_confusion(path, result):
     for i, j in zip(*matrix.nonzero()):
         colour = "white" if share[i, j] > 0.5 else "black"
         axes.text(j, i, text(i, j), ha="center", va="center", fontsize=7, color=colour)
-    save_figure(figure, path)
 
 
 def draw_parts(path, preds, result, tgt):

@@ -158,8 +158,8 @@ def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
 
 
 # ---------------------------------------------------------------- the loop
-def train(args, run, src, tgt, start):
-    """Stage 2 on two domains from a checkpoint of stage 1; writes RUN/stage2.pt."""
+def train(args, run, src, tgt, start, observe=None):
+    """Stage 2 from a checkpoint of stage 1; writes RUN/stage2.pt. observe(t, model, task, pseudo) looks on first."""
     torch.manual_seed(seed_of(args.seed, "weights 2"))
     model = build(args.backbone).to(args.device)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -183,6 +183,8 @@ def train(args, run, src, tgt, start):
     evaluate = lambda step: run.evaluate(step, model, task, *sets)
     rounds = {j * args.steps // 20 for j in range(1, 20)} - {0} if args.gcn_iters else set()
     for t in run.loop(parts, evaluate):
+        if observe:
+            observe(t, model, task, pseudo)
         g = generator(args.device, args.seed, "stage 2", t)  # every draw of a step is a function of (seed, t)
         torch.manual_seed(seed_of(args.seed, "dropout 2", t))
         s, w_ce, is_pseudo = labelled_batch(t, args, task, src, tgt, pseudo, g)

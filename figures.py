@@ -1,0 +1,370 @@
+"""Drawing the figures, from numbers alone: what is measured is in analysis.py, conflict.py and evidence.py.
+
+Each draw_* returns a matplotlib Figure for `save`; what `make lesson` shows too is a function of its axes.
+"""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import data
+from clouds import LEVELS, save_figure, scatter
+from common import plain, provenance, write_atomically
+from conflict import SCORES
+
+COLOURS = {"low": "C0", "high": "C3"}
+
+
+def save(out, figure):
+    """Write OUT.png, whole or not at all."""
+    save_figure(figure, f"{out}.png")
+
+
+def page(width, height, title, rows=1, columns=1):
+    """A figure with its title and a grid of axes (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def with_interval(row, name):
+    """ "0.53 [0.48, 0.58]" of a number and its interval; "" where it is not defined."""
+    low, high = row[f"{name}_interval"]
+    if not math.isfinite(row[name]):
+        return ""
+    return f"{row[name]:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else f"{row[name]:.2f}"
+
+
+def correlation_text(found):
+    """Both correlations with intervals, of the series and of its differences, in one line."""
+    text = [f"{kind} {with_interval(found, kind)}" for kind in ("pearson", "spearman")]
+    return ", ".join(text) + f", of differences {with_interval(found, 'spearman_of_differences')}, n = {found['n']}"
+
+
+# ---------------------------------------------------------------- what is written
+def columns(rows):
+    """Rows as named columns: [{"a": 1}, ...] -> {"a": array}."""
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def caption(args, name, n, beta=True):
+    """What a figure was made from, for its title."""
+    ssl = args.ssl + ("+pcm" if args.pcm else "")
+    kept = args.select if args.select in ("all", "freeze") or not beta else f"{args.select} {args.beta:g}"
+    return f"{args.task}, {args.backbone}, {ssl}, {kept}, seed {args.seed}, n = {n}\n{name}"
+
+
+def empty_nan(value):
+    """A value for csv and json, where a number that does not exist is empty."""
+    if isinstance(value, dict):
+        return {key: empty_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [empty_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def report(args, name, n, seed, rows, statistics):
+    """OUT.csv, the numbers of the figure, and OUT.json, what they are from and what they say."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(empty_nan(row) for row in rows)
+    record = {"figure": args.what, "data": name, "n": n, "seed": seed, "args": plain(args)}
+    record |= provenance(getattr(args, "device", "cpu")) | {"statistics": statistics}
+    write_atomically(f"{args.out}.csv", out.getvalue().encode())
+    write_atomically(f"{args.out}.json", json.dumps(empty_nan(record), indent=1, default=str).encode())
+
+
+# ---------------------------------------------------------------- Fig. 1
+def conflict_scatter(axes, series, mode, found):
+    """Each step a point: batch-mean skewness and cos(G_ssl, G_oracle), coloured by the step."""
+    dots = axes.scatter(series[f"skewness_{mode}"], series["cos"], c=series["step"], s=12, cmap="viridis")
+    axes.axhline(0, color="grey", lw=0.5)
+    axes.set(xlabel=f"mean skewness of the source batch ({mode} mode)", ylabel="cos(G_ssl, G_oracle)")
+    text = f"Pearson {with_interval(found, 'pearson')}\nSpearman {with_interval(found, 'spearman')}"
+    axes.set_title(f"{text}\nSpearman of differences {with_interval(found, 'spearman_of_differences')}", fontsize=8)
+    axes.figure.colorbar(dots, ax=axes, label="training step")
+
+
+def conflict_in_time(axes, series):
+    """The same against the step: what drifts with training correlates with whatever else does."""
+    axes.plot(series["step"], series["cos"], color="C0", lw=1)
+    axes.axhline(0, color="grey", lw=0.5)
+    axes.set(xlabel="training step", ylabel="cos(G_ssl, G_oracle), blue")
+    other = axes.twinx()
+    other.plot(series["step"], series["skewness_train"], color="C1", lw=1)
+    other.set_ylabel("mean skewness, train mode, orange")
+
+
+def draw_fig1(series, found, title):
+    figure, axes = page(13, 4, title, 1, 3)
+    for ax, mode in zip(axes[0], ("train", "eval")):
+        conflict_scatter(ax, series, mode, found[mode])
+    conflict_in_time(axes[0, 2], series)
+    return figure
+
+
+# ---------------------------------------------------------------- per sample
+def auc_bars(axes, rows, names=tuple(SCORES)):
+    """AUC for "cosine below 0" of each score with its interval; an undefined one has no bar."""
+    rows = {row["score"]: row for row in rows}
+    for y, name in enumerate(reversed(names)):
+        area, (low, high) = rows[name]["auc"], rows[name]["auc_interval"]
+        if math.isfinite(area):
+            axes.plot([low, high], [y, y], color="C3" if name.startswith("skewness") else "C0", lw=2)
+            axes.plot(area, y, "o", color="black", ms=4)
+    axes.set_yticks(range(len(names)), [SCORES[name] for name in reversed(names)], fontsize=8)
+    axes.axvline(0.5, color="grey", lw=0.5)
+    axes.set(xlabel="AUC, 95 % interval")
+
+
+def draw_persample(table, shares, title):
+    """A panel for each moment, and one for their mean."""
+    figure, axes = page(3.2 * len(shares) + 4.5, 4.5, title, 1, len(shares) + 1)
+    for ax, share in zip(axes[0], shares):
+        auc_bars(ax, [row for row in table if row["step"] == share["step"]])
+        ax.set_title(f"before step {share['step']}: {share['conflict']:.0%} of {share['n']} conflict", fontsize=8)
+    auc_bars(axes[0, -1], [row for row in table if row["step"] == ""])
+    axes[0, -1].set_title("mean of the moments that have one", fontsize=8)
+    for ax in axes[0, 1:]:
+        ax.set_yticklabels([])
+    return figure
+
+
+def persample_table(table, shares, title, record):
+    """Markdown: shares of conflicts, then AUC and Spearman with intervals, a row for each score."""
+    lines = [
+        f"# {title}",
+        "",
+        "| before step | samples | cosine below 0 | median cosine | halves of G_oracle, cosine |",
+    ]
+    lines.append("|---|---|---|---|---|")
+    for s in shares:
+        cells = [s["step"], s["n"], f"{s['conflict']:.1%}", f"{s['median_cos']:+.3f}", f"{s['oracle_halves_cos']:+.2f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    moments = list(dict.fromkeys(row["step"] for row in table))
+    names = [f"step {m}" if m != "" else "mean" for m in moments]
+    for kind, head in (("auc", 'AUC for "cosine below 0" (chance: .5)'), ("rho", "Spearman with - cosine (chance: 0)")):
+        lines += [
+            "",
+            f"{head}, 95 % intervals:",
+            "",
+            f"| score | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        for score in SCORES:
+            cells = [with_interval(row, kind) for row in table if row["score"] == score]
+            lines.append(f"| {SCORES[score]} | {' | '.join(cells)} |")
+    note = (
+        "Scores are turned so that high predicts conflict. A cell is empty where all samples conflict or none does. "
+        "Intervals resample the source clouds; the model and G_oracle are as they are.\n"
+        f"Device: {record['device']}. Commit: {record['commit']}."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+# ---------------------------------------------------------------- Fig. 3
+def draw_fig3(results, names, title):
+    """Confusion matrices side by side, shares of each true class at the source-validation step, counts written in."""
+    from eval import confusion_axes
+
+    figure, axes = page(11, 5.5, title, 1, len(results))
+    for ax, result, name in zip(axes[0], results, names):
+        confusion_axes(ax, result)
+        ax.set_title(name, fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 4, 9
+def running_mean(x, width):
+    """Mean of the last `width` finite values at each place, (n,) -> (n,)."""
+    return np.array(
+        [
+            np.nanmean(part) if np.isfinite(part := x[max(0, i - width + 1) : i + 1]).any() else np.nan
+            for i in range(len(x))
+        ]
+    )
+
+
+def draw_fig4(series, title):
+    """Both cosines against the step, one line a beta: a running mean, with the single steps faint behind it."""
+    figure, axes = page(11, 4, title, 1, 2)
+    texts = {"cos_sum": "cos(G_sum, G_oracle)", "cos_ssl": "cos(G_ssl, G_cls)"}
+    for ax, (name, text) in zip(axes[0], texts.items()):
+        for k, beta in enumerate(np.unique(series["beta"])):
+            own = series["beta"] == beta
+            step, value = series["step"][own], series[name][own]
+            ax.plot(step, value, color=f"C{k}", lw=0.5, alpha=0.3)
+            width = max(1, len(step) // 10)
+            ax.plot(step, running_mean(value, width), color=f"C{k}", label=f"β = {beta:g}")
+        ax.axhline(0, color="grey", lw=0.5)
+        ax.set(xlabel="training step", ylabel=text)
+    axes[0, 0].legend(fontsize=8, title=f"mean of the last {width}", title_fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 5
+def draw_fig5(clouds, texts, title):
+    """Clouds (2 k, N, 3) with levels (2 k, N): the high-skew ones above, the low-skew ones below."""
+    columns = len(texts) // 2
+    figure = Figure(figsize=(3.2 * columns, 7))
+    figure.suptitle(title, fontsize=8)
+    for k, ((points, level), text) in enumerate(zip(clouds, texts)):
+        scatter(figure.add_subplot(2, columns, k + 1, projection="3d"), points, LEVELS[level] / 255, text)
+    names = ["saliency in the lowest third of its range", "middle third", "highest third"]
+    handles = [figure.axes[0].plot([], [], "o", color=c / 255, label=n)[0] for c, n in zip(LEVELS, names)]
+    figure.legend(handles=handles, loc="lower center", ncols=3, fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 6
+def group_curves(axes, series, steps, loss, text, bins=20):
+    """Mean and +- one standard deviation over samples of a group's loss, in `bins` equal stretches of training."""
+    place = series["step"] * bins // steps
+    for group, colour in COLOURS.items():
+        own = series["group"] == group
+        parts = [(b, series[loss][own & (place == b)]) for b in np.unique(place[own])]
+        at = np.array([(b + 0.5) * steps / bins for b, _ in parts])
+        mean, std = (np.array([f(values) for _, values in parts]) for f in (np.mean, np.std))
+        axes.plot(at, mean, color=colour, label=f"{group} skewness")
+        axes.fill_between(at, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
+    axes.set(xlabel="training step", ylabel=text, title="mean ± std over samples")
+    axes.title.set_fontsize(8)
+    axes.legend(fontsize=8)
+
+
+def draw_fig6(series, steps, title):
+    figure, axes = page(11, 4, title, 1, 2)
+    group_curves(axes[0, 0], series, steps, "ssl", "self-supervised loss")
+    group_curves(axes[0, 1], series, steps, "cls", "classification loss, nats")
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 7
+def draw_fig7(series, reported, title):
+    """Mean difference over the clouds with a wrong pseudo-label, with its standard error, and the histogram."""
+    figure, axes = page(11, 4, title, 1, 2)
+    steps, wrong = np.unique(series["step"]), series["wrong"] == 1
+    for mode, colour in (("train", "C1"), ("eval", "C0")):
+        gap = series[f"gap_{mode}"]
+        parts = [(t, gap[wrong & (series["step"] == t)]) for t in steps]
+        parts = [(t, g) for t, g in parts if len(g)]
+        t, mean, error = (
+            np.array(v) for v in zip(*[(t, g.mean(), g.std() / len(g) ** 0.5) for t, g in parts] or [(0,) * 3])
+        )
+        axes[0, 0].errorbar(t, mean, error, color=colour, marker=".", label=f"{mode} mode, wrong labels")
+        axes[0, 1].hist(gap[wrong], bins=40, histtype="step", color=colour, label=f"{mode} mode")
+    axes[0, 0].axhline(reported, color="grey", ls="--", lw=0.8, label=f"the paper: about {reported:g}")
+    for ax in axes[0]:
+        ax.legend(fontsize=8)
+    axes[0, 0].set(xlabel="step of stage 2", ylabel="skewness, pseudo- minus true label (mean ± s.e.)")
+    axes[0, 1].set(xlabel="skewness, pseudo- minus true label", ylabel="clouds with a wrong pseudo-label, all steps")
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 8, 10
+def knob_curve(axes, rows, knob, text):
+    """Accuracy against one setting: mean over seeds with their standard deviation, and each seed as a dot."""
+    rows = sorted(rows, key=lambda row: row[knob])
+    values = sorted({row[knob] for row in rows})
+    for column, colour in (("source_val", "C0"), ("last", "C1")):
+        groups = [[100 * row[column] for row in rows if row[knob] == value] for value in values]
+        axes.errorbar(
+            values,
+            [np.mean(g) for g in groups],
+            [np.std(g, ddof=1) if len(g) > 1 else 0 for g in groups],
+            color=colour,
+            marker="o",
+            capsize=3,
+            label={"source_val": "at best source validation", "last": "last step"}[column],
+        )
+        axes.plot([row[knob] for row in rows], [100 * row[column] for row in rows], ".", color=colour, alpha=0.5)
+    axes.set(xlabel=text, ylabel="target test accuracy, %")
+    axes.legend(fontsize=8)
+
+
+def draw_fig8(betas, alphas, curves, title):
+    """Against beta, against alpha, and the source-validation curve of each beta, mean over seeds."""
+    figure, axes = page(14, 4, title, 1, 3)
+    knob_curve(axes[0, 0], betas, "beta", "β, kept share (α = 1)")
+    knob_curve(
+        axes[0, 1], alphas, "alpha", f"α, radius exponent (β = {alphas[0]['beta']:g})" if alphas else "α (no run)"
+    )
+    for beta, (step, accuracy) in curves.items():
+        axes[0, 2].plot(step, 100 * accuracy, marker=".", label=f"β = {beta:g}")
+    axes[0, 2].set(xlabel="training step", ylabel="source validation accuracy, %")
+    axes[0, 2].legend(fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- Fig. 11
+def draw_fig11(maps, labels, names, title):
+    """t-SNE of target features (n, 2) side by side, coloured by true class; the axes have no unit."""
+    figure, axes = page(11, 5, title, 1, len(maps))
+    for ax, xy, name in zip(axes[0], maps, names):
+        for c in np.unique(labels):
+            ax.plot(*xy[labels == c].T, "o", ms=3, color=f"C{c}", label=data.CLASSES[c])
+        ax.set(title=name, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+        ax.title.set_fontsize(8)
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+# ---------------------------------------------------------------- additive-noise model
+def draw_anm(fits, title):
+    """Both directions: data and smoothing spline above, residual against cause below; everything standardised."""
+    figure, axes = page(10, 7.5, title, 2, 2)
+    for (name, fit), (above, below) in zip(fits.items(), axes.T):
+        cause, effect = name.split(" -> ")
+        order = np.argsort(fit["cause"])
+        above.plot(fit["cause"], fit["effect"], ".", ms=3)
+        above.plot(fit["cause"][order], fit["fit"][order], color="C3")
+        above.set(xlabel=f"{cause}, standardised", ylabel=f"{effect}, standardised")
+        above.set_title(f"{name}: HSIC {fit['hsic']:.3f}, p = {fit['p']:.2g}, n = {fit['n']}", fontsize=8)
+        below.plot(fit["cause"], fit["effect"] - fit["fit"], ".", ms=3)
+        below.set(xlabel=f"{cause}, standardised", ylabel=f"residual of {effect}")
+    return figure
+
+
+# ---------------------------------------------------------------- the lesson's contact sheet
+def skewness_histogram(axes, skewness, text):
+    axes.hist(skewness, bins=30, color="C0")
+    axes.axvline(np.median(skewness), color="black", lw=1, label=f"median {np.median(skewness):+.2f}")
+    axes.set(xlabel="skewness of the saliency map", ylabel="clouds", title=text)
+    axes.legend(fontsize=8)
+
+
+def accuracy_curves(axes, curves, text):
+    """Target accuracy of several runs, name -> (steps, accuracy)."""
+    for name, (step, accuracy) in curves.items():
+        axes.plot(step, 100 * np.asarray(accuracy), marker=".", label=name)
+    axes.set(xlabel="training step", ylabel="target test accuracy, %", title=text)
+    axes.legend(fontsize=8)
+
+
+def draw_lesson(panels, steps, title):
+    """The contact sheet: clouds, maps, skewness; conflict step by step, in groups, per sample; accuracy."""
+    clouds, (maps, texts), skewness, (series, found), groups, curves, table = panels
+    figure = Figure(figsize=(18, 13), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.add_gridspec(3, 4)
+    names = {"M": "M: clean models", "S": "S: other models", "SC": "SC: simulated scans"}
+    for k, (key, domain) in enumerate(clouds.items()):
+        chair = int((domain.test_labels == data.CLASSES.index("chair")).nonzero()[0])
+        points = domain.test[chair].cpu()
+        scatter(figure.add_subplot(grid[0, k], projection="3d"), points, points[:, 2], f"{names[key]}, a chair", 2)
+    accuracy_curves(figure.add_subplot(grid[0, 3]), curves, "without SM-DSB (all) and with it")
+    for k, ((points, level), text) in enumerate(zip(maps, texts)):
+        scatter(figure.add_subplot(grid[1, k], projection="3d"), points, LEVELS[level] / 255, f"saliency: {text}")
+    skewness_histogram(figure.add_subplot(grid[1, 2]), skewness, "source test clouds, eval mode")
+    group_curves(figure.add_subplot(grid[1, 3]), groups, steps, "ssl", "self-supervised loss", 10)
+    conflict_scatter(figure.add_subplot(grid[2, 0]), series, "eval", found)
+    conflict_in_time(figure.add_subplot(grid[2, 1]), series)
+    bars = figure.add_subplot(grid[2, 2:])
+    auc_bars(bars, [row for row in table if row["step"] == ""])
+    bars.set_title("does a score predict that a sample's own gradient conflicts? (right of .5: yes)", fontsize=9)
+    return figure
