@@ -245,7 +245,43 @@ def table(results):
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group in sorted(groups.values(), key=lambda group: group[0][0]):
         lines.append("| " + " | ".join(table_row(group[0][0], [part for _, part in group])) + " |")
-    return "\n".join(lines) + "\n\n" + footer(results)
+    return "\n".join([*lines, "", *differences(results), footer(results)])
+
+
+def differences(results):
+    """Does `low` beat the controls? Its score at the source-validation step minus theirs, paired by seed."""
+    others, groups = ("all", "random", "high"), defaultdict(dict)
+    for result, n, part in stages_of(results):
+        flags = part["flags"]
+        alike = [flags[key] for key in FLAGS if key not in ("select", "measure", "beta")]
+        key = json.dumps([result["data"]["fingerprint"], alike, n])
+        main = metrics_of(flags["task"].startswith("seg_"))[0]
+        if not flags["oracle"] and flags["mtl"] in ("sum", None):
+            groups[key][flags["select"], flags["seed"]] = 100 * part["source_val"][main], flags, n
+    lines, pooled = [], {other: [] for other in others}
+    for scores in groups.values():
+        gaps = {o: [s[0] - scores[o, k][0] for (_, k), s in low_of(scores) if (o, k) in scores] for o in others}
+        if any(gaps.values()):
+            (_, flags, n) = low_of(scores)[0][1]
+            name = f"{flags['task']} {flags['backbone']} {flags['ssl']}{'+pcm' if flags['pcm'] else ''}, stage {n}"
+            lines.append(f"| {name} | " + " | ".join(signed(gaps[o]) for o in others) + " |")
+            for other in others:
+                pooled[other] += gaps[other]
+    if not lines:
+        return []
+    error = lambda v: f"{np.mean(v):+.1f} ± {np.std(v, ddof=1) / len(v) ** 0.5:.1f} ({len(v)})" if len(v) > 1 else ""
+    lines.append("| all, ± standard error (pairs) | " + " | ".join(error(pooled[o]) for o in others) + " |")
+    head = ["| low minus, points, ± std over seeds | all | random | high |", "|---|---|---|---|"]
+    return [*head, *lines, ""]
+
+
+def low_of(scores):
+    return [(key, score) for key, score in sorted(scores.items()) if key[0] == "low"]
+
+
+def signed(gaps):
+    """Mean and sample standard deviation of differences, with a sign."""
+    return f"{np.mean(gaps):+.1f}" + (f" ± {np.std(gaps, ddof=1):.1f}" if len(gaps) > 1 else "") if gaps else ""
 
 
 def table_row(n, parts):

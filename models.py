@@ -323,6 +323,23 @@ class GraphTNet(TNet):
         return self.front(x.flatten(0, 1), graph(x))
 
 
+class BareTNet(TNet):
+    """The T-net of PointSegDA's DGCNN: as GraphTNet, without batch norm."""
+
+    def __init__(self, k, slope):
+        nn.Module.__init__(self)
+        self.edge, self.edge2 = nn.Linear(2 * k, 64, bias=False), nn.Linear(64, 128, bias=False)
+        self.top = nn.Sequential(LinearTop(128, GLOBAL, bias=False), nn.LeakyReLU(slope))
+        hidden = nn.Linear(GLOBAL, 512), nn.LeakyReLU(slope), nn.Linear(512, 256), nn.LeakyReLU(slope)
+        self.dense = nn.Sequential(*hidden, nn.Linear(256, k * k))
+
+    def features(self, x):
+        flat = x.flatten(0, 1)
+        b, a = (F.linear(flat, weight) for weight in pair_weight(self.edge.weight).chunk(2, 1))
+        top, _, _ = SecondLayer.apply(b, a, self.edge2.weight, graph(x), False)
+        return F.leaky_relu(top, SLOPE)  # (B.N, 128)
+
+
 class PointNet(nn.Module):
     """(B, N, 3) -> (point features (B, N, 320), all layers but the widest; global feature (B, 1024))."""
 
@@ -355,9 +372,11 @@ class DGCNN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tnet = GraphTNet(3, SLOPE)
+        self.tnet = self.make_tnet(3, SLOPE)
         self.convs = self.make_convs()
         self.top = self.make_top()
+
+    make_tnet = GraphTNet
 
     def make_convs(self):
         return nn.ModuleList([EdgeConv(3, 64), EdgeConv(64, 64), EdgeConv(64, 128), EdgeConv(128, 256)])
@@ -378,13 +397,14 @@ class LinearTop(nn.Linear):
     """A linear layer on each point and the maximum over the points: (B, N, C_in) -> (B, C_out)."""
 
     def forward(self, x):
-        return point_max(x, self.weight) + self.bias
+        return point_max(x, self.weight) + (0 if self.bias is None else self.bias)
 
 
 class LinearDGCNN(DGCNN):
-    """The DGCNN of PointSegDA: no norm or activation after the T-net; point features (B, N, 192)."""
+    """The DGCNN of PointSegDA: no norm anywhere, no activation after the T-net; point features (B, N, 192)."""
 
     point_dim = 64 + 64 + 64
+    make_tnet = BareTNet
 
     def make_convs(self):
         return nn.ModuleList([LinearEdgeConv(3, 64, 64), LinearEdgeConv(64, 64, 64), LinearEdgeConv(64, 64)])

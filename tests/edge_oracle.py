@@ -80,6 +80,12 @@ class GraphTNet(models.GraphTNet):
         return self.front(x)
 
 
+class BareTNet(models.BareTNet):
+    def features(self, x):
+        h = F.leaky_relu(self.edge(edges(x)), models.SLOPE)  # (B, N, k, 64)
+        return F.leaky_relu(self.edge2(h), models.SLOPE).max(2).values
+
+
 class DGCNN(models.DGCNN):
     def forward(self, points):
         x, features = self.tnet(points), []
@@ -121,6 +127,7 @@ PLAIN = {
         LinearTop,
         TNet,
         GraphTNet,
+        BareTNet,
         DGCNN,
         LinearDGCNN,
         PointNet,

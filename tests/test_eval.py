@@ -193,3 +193,19 @@ def test_agreement_of_scores():
     a = torch.arange(10.0)
     assert analysis.agreement(a, a, 0.7) == (pytest.approx(1), 1.0)
     assert analysis.agreement(a, -a, 0.3) == (pytest.approx(-1), 0.0)
+
+
+def test_differences_pair_runs_by_seed():
+    """low minus random, all and high by hand; a comparator and an oracle have no part in it."""
+    row = dict(task="M_S", backbone="pointnet", ssl="defrec", pcm=False, beta=0.7, mtl="sum", oracle=False)
+
+    def run(select, seed, acc, **more):
+        flags = {key: None for key in evaluation.FLAGS} | row | {"select": select, "seed": seed} | more
+        return {"data": {"fingerprint": "f"}, "stage1": {"source_val": {"acc": acc}, "flags": flags}, "stage2": None}
+
+    runs = [run("low", 0, 0.5), run("low", 1, 0.6), run("random", 1, 0.5), run("random", 0, 0.3), run("all", 1, 0.7)]
+    runs += [run("all", 0, 0.9, mtl="pcgrad"), run("high", 5, 0.1), run("all", 0, 0.9, oracle=True)]
+    lines = evaluation.differences(runs)
+    assert "| M_S pointnet defrec, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
+    assert "| all, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
+    assert evaluation.differences(runs[:2]) == []

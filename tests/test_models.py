@@ -297,3 +297,10 @@ def test_teacher_is_apart_and_in_eval_mode():
     assert not any(p.requires_grad for p in teacher.model.parameters())
     teacher.update(student, 0)  # the first step forgets the start
     assert torch.equal(teacher(x), student.eval()(x))
+
+
+def test_the_segmenter_has_batch_norm_in_its_head_alone():
+    """DefRec's DGCNN for PointSegDA has none, T-net included; with few clouds a batch the norm of a T-net is noise."""
+    model = models.build("dgcnn-seg")
+    normed = [name for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm1d)]
+    assert len(normed) == 3 and all(name.startswith("classifier.") for name in normed)
