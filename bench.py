@@ -1,6 +1,6 @@
 """Speed and memory on this machine, as ratios within one run: `make bench` -> results/bench.md.
 
-python bench.py [--device cpu|cuda] [--repeats 5]
+python bench.py [--device cpu|cuda] [--repeats 5] [--only tasks]
 """
 
 import argparse
@@ -187,6 +187,8 @@ def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=number(int, 1), default=5)
+    parts = {"encoder": encoder_table, "measure": measure_table, "tasks": task_table, "stages": stage_table}
+    parser.add_argument("--only", choices=parts, help="one of the tables, into a file of its own")
     parser.add_argument("--encoder", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.encoder:
@@ -196,11 +198,12 @@ def main():
     note = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}; "
     note += f"median of {args.repeats}, taken in turns."
     lines = []
-    for part in (encoder_table, measure_table, task_table, stage_table):
+    for part in [parts[args.only]] if args.only else parts.values():
         rows = [*part(args.device, args.repeats), ""]
         print("\n".join(rows), flush=True)
         lines += rows
-    path = ROOT / "results" / ("bench.md" if args.device == "cpu" else "bench-gpu.md")
+    gpu, only = "-gpu" if args.device == "cuda" else "", f"-{args.only}" if args.only else ""
+    path = ROOT / "results" / f"bench{only}{gpu}.md"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, "\n".join(["# Speed and memory: `make bench`", "", note, "", *lines]).encode())
     print(f"wrote {path}")
