@@ -241,7 +241,7 @@ def table(results):
     for result, n, part in stages_of(results):
         setting = [part["flags"][key] for key in FLAGS]
         groups[json.dumps([result["data"]["fingerprint"], setting, n])].append((n, part))
-    head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper, PointDA-10", "steps"]
+    head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group in sorted(groups.values(), key=lambda group: group[0][0]):
         lines.append("| " + " | ".join(table_row(group[0][0], [part for _, part in group])) + " |")
