@@ -189,7 +189,7 @@ def name_of(flags):
     parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
     parts += [] if flags["mtl"] in ("sum", None) else [flags["mtl"]]
     parts += ["scratch"] if flags["scratch"] else []
-    parts += ["no GCN"] if flags["gcn_iters"] == 0 else []
+    parts += ["no GCN"] if flags["gcn_iters"] == 0 and not flags["task"].startswith("seg_") else []  # it has none
     return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
 

@@ -73,8 +73,11 @@ def report(args, name, n, seed, rows, statistics):
     writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(empty_nan(row) for row in rows)
+    where = ("data", "out", "command")  # folders of this machine: the data has a name
     record = {"figure": args.what, "data": name, "n": n, "seed": seed, "args": plain(args)}
-    record |= provenance(getattr(args, "device", "cpu")) | {"statistics": statistics}
+    record["args"] = {key: value for key, value in record["args"].items() if key not in where}
+    record |= {key: value for key, value in provenance(getattr(args, "device", "cpu")).items() if key not in where}
+    record["statistics"] = statistics
     write_atomically(f"{args.out}.csv", out.getvalue().encode())
     write_atomically(f"{args.out}.json", json.dumps(empty_nan(record), indent=1, default=str).encode())
 
