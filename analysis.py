@@ -15,8 +15,6 @@ measure compares the two modes of the measuring pass (`--measure train`, `--meas
 
 import argparse
 import copy
-import csv
-import io
 import math
 import tempfile
 from pathlib import Path
@@ -34,7 +32,7 @@ import finished
 import stage1_ssl
 import stage2_pseudo
 from common import Parser, Run, UserError, add_flags, cli, generator, load_checkpoint, model_of, number
-from common import provenance, seed_of, settle, write_atomically
+from common import csv_text, provenance, seed_of, settle, write_atomically
 from eval import reported
 from saliency import measure, select, skewness, three_levels
 
@@ -333,11 +331,9 @@ def measure_modes(args):
         f"By chance the overlap is about {args.beta:g}.\n"
         f"Data: {name}. Device: {record['device']}. Commit: {record['commit']}."
     )
-    out = io.StringIO()
     head = ("step", "pair", "spearman", "overlap", "spearman_se", "overlap_se")
-    csv.writer(out, lineterminator="\n").writerows([head, *found])
     write_atomically(f"{args.out}.md", "\n".join(lines + ["", note, ""]).encode())
-    write_atomically(f"{args.out}.csv", out.getvalue().encode())
+    write_atomically(f"{args.out}.csv", csv_text([dict(zip(head, row)) for row in found]).encode())
     print("\n".join(lines) + f"\n\n{note}\nwrote {args.out}.md and .csv")
 
 

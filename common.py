@@ -5,6 +5,7 @@ predsN.npz (argmax predictions for the source and target test sets at every eval
 """
 
 import argparse
+import csv
 import fcntl
 import hashlib
 import io
@@ -99,6 +100,12 @@ def add_flags(parser, **default):
     )
     flag("--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
     flag("--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies are turned about z")
+    parser.add_argument(
+        "--unit-sphere",
+        action=argparse.BooleanOptionalAction,
+        default=default.get("unit_sphere"),
+        help="centre and scale PointSegDA's bodies, where the domains' files differ in that",
+    )
     flag("--points", type=number(int, 20), help="points a cloud")
     flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet unless given")
     flag("--batch-size", type=number(int, 4, even=True), help="both domains together; 64 dgcnn, 128 pointnet")
@@ -120,9 +127,10 @@ def settle(args):
     args.points = args.points or (2048 if seg else 1024)
     args.steps = args.steps or PAPER_STEPS.get(args.backbone) or seg_steps(args)
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
-    args.mtl, args.up = args.mtl or "sum", args.up or "z"
-    if args.up == "y" and not seg:
-        raise UserError(f"--up y with {args.task}: PointDA-10 is turned z up as it is read; drop the flag")
+    args.mtl, args.up, args.unit_sphere = args.mtl or "sum", args.up or "z", bool(args.unit_sphere)
+    for flag, given in (("--up y", args.up == "y"), ("--unit-sphere", args.unit_sphere)):
+        if given and not seg:
+            raise UserError(f"{flag} with {args.task}: PointDA-10 is put into its frame as it is read; drop the flag")
     if args.mtl in ("pcgrad", "cagrad"):
         from comparators import aggregator
 
@@ -183,6 +191,15 @@ def write_atomically(path, content):
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
+
+
+def csv_text(rows):
+    """Dictionaries as csv with a header; a row leaves empty what only others have."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def save_checkpoint(path, payload):

@@ -57,12 +57,18 @@ class Domain:
         move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **move)
 
-    def upright(self, up):
-        """The domain with z up, from bodies whose files have y up; PointSegDA's frame is not part of its layout."""
-        if up != "y":
+    def framed(self, up="z", unit_sphere=False):
+        """Bodies of PointSegDA with z up, and centred in the unit sphere if asked: its layout fixes neither."""
+        if up != "y" and not unit_sphere:
             return self
-        turn = lambda x: torch.from_numpy(turn_up(x.numpy()))
-        return replace(self, **{split: turn(getattr(self, split)) for split in splits_of(self.key)})
+        turn = lambda x: torch.from_numpy(turn_up(x.numpy())) if up == "y" else x
+        fit = lambda x: normalise(turn(x)) if unit_sphere else turn(x)
+        return replace(self, **{split: fit(getattr(self, split)) for split in splits_of(self.key)})
+
+    @property
+    def validation(self):
+        """Points and labels that a source is validated on: its val split (PointSegDA), else its test split."""
+        return (self.test, self.test_labels) if self.val is None else (self.val, self.val_labels)
 
     @property
     def counts(self):
@@ -94,7 +100,9 @@ def splits_of(key):
 def train_size(root, key):
     """How many clouds a domain of PointSegDA trains on, without reading them."""
     if str(root) == "shapes":
-        return len(load_domain(root, key, labels=False).train)
+        import shapes
+
+        return shapes.BODIES["train"]
     return len(_seg_files(_folder(Path(root) / "PointSegDA" / SEG_DOMAINS[key[4:]] / "train", GET_SEG)))
 
 
@@ -390,11 +398,13 @@ def subsample(points, n, generator):
 
 
 def evaluation_subset(points, n, labels=None):
-    """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3), labels alike."""
+    """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3); labels (m, P) alike."""
     generator = torch.Generator().manual_seed(seed_of("evaluation", n))
     index = subsample_index(points, n, generator).to(points.device)
     chosen = gather_points(points, index)
-    return chosen if labels is None else (chosen, gather_points(labels, index))
+    if labels is None:
+        return chosen
+    return chosen, gather_points(labels, index) if labels.ndim == 2 else labels
 
 
 # ---------------------------------------------------------------- augmentation, (B, N, 3) -> (B, N, 3)

@@ -10,7 +10,6 @@ Table I's caption speaks of selection on the test set.
 
 import argparse
 import csv
-import io
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 import data
 from clouds import save_figure, scatter
-from common import Parser, UserError, cli, mean_iou, quality, write_atomically
+from common import Parser, UserError, cli, csv_text, mean_iou, quality, write_atomically
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
@@ -68,6 +67,11 @@ def stage_result(path, truth_src, truth_tgt):
     return result
 
 
+def last_stage(result):
+    """The part of the last stage that a run has finished."""
+    return result["stage2"] or result["stage1"]
+
+
 def metrics_of(seg):
     """The keys of a column that tables print, the main one first."""
     return ("miou",) if seg else ("acc", "mean_acc")
@@ -75,12 +79,8 @@ def metrics_of(seg):
 
 def truths(args, src, tgt):
     """Labels of the points that a stage predicted: source validation and target test, (n,) or (n, N)."""
-    chosen = [(src, "val" if src.val is not None else "test"), (tgt, "test")]
-    labels = [getattr(domain, f"{split}_labels") for domain, split in chosen]
-    if labels[0].ndim == 2:
-        points = [getattr(domain, split) for domain, split in chosen]
-        labels = [data.evaluation_subset(x, args["points"], y)[1] for x, y in zip(points, labels)]
-    return [y.numpy() for y in labels]
+    chosen = src.validation, (tgt.test, tgt.test_labels)
+    return [data.evaluation_subset(x, args["points"], y)[1].numpy() for x, y in chosen]
 
 
 # ---------------------------------------------------------------- one run
@@ -102,7 +102,7 @@ def evaluate(run, root=None):
     src_key, tgt_key = data.split_task(args["task"])
     tgt = data.load_domain(root, tgt_key)
     src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
-    src, tgt = (domain.upright(args.get("up")) for domain in (src, tgt))
+    src, tgt = (domain.framed(args.get("up"), args.get("unit_sphere")) for domain in (src, tgt))
     fingerprint = data.fingerprint(src, tgt)
     if any(config[f"stage{n}"]["data"]["fingerprint"] != fingerprint for n in done):
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
@@ -139,7 +139,7 @@ def draw_confusion(path, result):
 
 def confusion_axes(axes, result):
     """Confusion matrix on the target test set (Fig. 3), share of each true class, at the source-validation step."""
-    stage = result["stage2"] or result["stage1"]
+    stage = last_stage(result)
     matrix, names = np.array(stage["confusion"]), list(stage["per_class"])
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -158,7 +158,7 @@ def draw_parts(path, preds, result, tgt):
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    stage = result["stage2"] or result["stage1"]
+    stage = last_stage(result)
     points, truth = data.evaluation_subset(tgt.test, result["points"], tgt.test_labels)
     with np.load(preds, allow_pickle=False) as kept:
         predicted = kept["target"][list(kept["step"]).index(stage["source_val"]["step"])]
@@ -250,20 +250,23 @@ def table(results):
 
 def differences(results):
     """Does `low` beat the controls? Its score at the source-validation step minus theirs, paired by seed."""
-    others, groups = ("all", "random", "high"), defaultdict(dict)
+    others, scores, lines, pooled = ("all", "random", "high"), {}, [], defaultdict(list)
     for result, n, part in stages_of(results):
         flags = part["flags"]
-        alike = [flags[key] for key in FLAGS if key not in ("select", "measure", "beta")]
-        key = json.dumps([result["data"]["fingerprint"], alike, n])
-        main = metrics_of(flags["task"].startswith("seg_"))[0]
         if not flags["oracle"] and flags["mtl"] in ("sum", None):
-            groups[key][flags["select"], flags["seed"]] = 100 * part["source_val"][main], flags, n
-    lines, pooled = [], {other: [] for other in others}
-    for scores in groups.values():
-        gaps = {o: [s[0] - scores[o, k][0] for (_, k), s in low_of(scores) if (o, k) in scores] for o in others}
-        if any(gaps.values()):
-            (_, flags, n) = low_of(scores)[0][1]
+            alike = [flags[key] for key in FLAGS if key not in ("select", "beta", "measure")]
+            setting = json.dumps([result["data"]["fingerprint"], alike, n])
+            main = metrics_of(flags["task"].startswith("seg_"))[0]
+            found = 100 * part["source_val"][main], flags, n
+            scores.setdefault((setting, *chosen_by(flags, flags["select"])), {})[flags["seed"]] = found
+    for (setting, select, *_), ours in scores.items():
+        _, flags, n = next(iter(ours.values()))
+        theirs = {o: scores.get((setting, *chosen_by(flags, o)), {}) for o in others}
+        gaps = {o: [ours[seed][0] - t[seed][0] for seed in sorted(ours) if seed in t] for o, t in theirs.items()}
+        if select == "low" and any(gaps.values()):
             name = f"{flags['task']} {flags['backbone']} {flags['ssl']}{'+pcm' if flags['pcm'] else ''}, stage {n}"
+            name += f", beta {flags['beta']:g}" if flags["beta"] != 0.7 else ""
+            name += ", measured in eval mode" if flags["measure"] == "eval" else ""
             lines.append(f"| {name} | " + " | ".join(signed(gaps[o]) for o in others) + " |")
             for other in others:
                 pooled[other] += gaps[other]
@@ -275,8 +278,10 @@ def differences(results):
     return [*head, *lines, ""]
 
 
-def low_of(scores):
-    return [(key, score) for key, score in sorted(scores.items()) if key[0] == "low"]
+def chosen_by(flags, select):
+    """A selection and the flags it depends on: beta for all but `all`, the measuring mode where scores decide."""
+    knobs = {"all": (), "random": ("beta",)}.get(select, ("beta", "measure"))
+    return select, *(flags[knob] for knob in knobs)
 
 
 def signed(gaps):
@@ -324,12 +329,7 @@ def as_csv(results):
         row["last_source_acc"] = round(part["curve"][-1]["source"], 4)
         row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
         rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
-    out = io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)  # classes and parts have metrics of their own
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(rows)
 
 
 def draw_curves(path, results):

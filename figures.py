@@ -3,8 +3,6 @@
 Each draw_* returns a matplotlib Figure for `save`; what `make lesson` shows too is a function of its axes.
 """
 
-import csv
-import io
 import json
 import math
 
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 
 import data
 from clouds import LEVELS, save_figure, scatter
-from common import plain, provenance, write_atomically
+from common import csv_text, plain, provenance, write_atomically
 from conflict import SCORES
 
 COLOURS = {"low": "C0", "high": "C3"}
@@ -69,16 +67,12 @@ def empty_nan(value):
 
 def report(args, name, n, seed, rows, statistics):
     """OUT.csv, the numbers of the figure, and OUT.json, what they are from and what they say."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(empty_nan(row) for row in rows)
     where = ("data", "out", "command")  # folders of this machine: the data has a name
     record = {"figure": args.what, "data": name, "n": n, "seed": seed, "args": plain(args)}
     record["args"] = {key: value for key, value in record["args"].items() if key not in where}
     record |= {key: value for key, value in provenance(getattr(args, "device", "cpu")).items() if key not in where}
     record["statistics"] = statistics
-    write_atomically(f"{args.out}.csv", out.getvalue().encode())
+    write_atomically(f"{args.out}.csv", csv_text([empty_nan(row) for row in rows]).encode())
     write_atomically(f"{args.out}.json", json.dumps(empty_nan(record), indent=1, default=str).encode())
 
 

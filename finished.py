@@ -11,7 +11,7 @@ import data
 import evidence
 import figures
 from common import UserError
-from eval import name_of, read_json, reported
+from eval import last_stage, name_of, read_json, reported
 
 
 # ---------------------------------------------------------------- Fig. 3, 8, 10: from finished runs
@@ -27,10 +27,6 @@ def seeds_of(results):
     return sorted({r["seed"] for r in results})
 
 
-def final(result):
-    return result["stage2"] or result["stage1"]
-
-
 def about(results):
     """Direction, data, seeds and n of several runs, for a title."""
     seeds = " ".join(map(str, seeds_of(results)))
@@ -44,15 +40,15 @@ def about(results):
 def fig3(args):
     """Fig. 3: confusion matrices of runs side by side."""
     results = results_of(args.runs)
-    names = [f"{name_of(final(r)['flags'])}: {final(r)['source_val']['acc']:.1%}" for r in results]
+    names = [f"{name_of(last_stage(r)['flags'])}: {last_stage(r)['source_val']['acc']:.1%}" for r in results]
     rows = [
-        {"run": name, "true": true, "predicted": predicted, "clouds": final(r)["confusion"][i][j]}
+        {"run": name, "true": true, "predicted": predicted, "clouds": last_stage(r)["confusion"][i][j]}
         for r, name in zip(results, names)
         for i, true in enumerate(data.CLASSES)
         for j, predicted in enumerate(data.CLASSES)
     ]
     figures.save(args.out, figures.draw_fig3(results, names, f"Fig. 3: {about(results)}"))
-    per_class = {name: final(r)["per_class"] for r, name in zip(results, names)}
+    per_class = {name: last_stage(r)["per_class"] for r, name in zip(results, names)}
     figures.report(args, results[0]["data"]["name"], results[0]["n_test"], seeds_of(results), rows, per_class)
     return "target accuracy at best source validation: " + "; ".join(names)
 
@@ -73,7 +69,7 @@ def fig8(args):
         raise UserError("the runs differ in more than alpha, beta and seed; give runs of one setting")
     rows = [
         {key: r[key] for key in ("beta", "alpha", "seed")}
-        | {column: final(r)[column]["acc"] for column in ("source_val", "last", "oracle")}
+        | {column: last_stage(r)[column]["acc"] for column in ("source_val", "last", "oracle")}
         for r in results
     ]
     of_beta = [row for row in rows if row["alpha"] == 1]

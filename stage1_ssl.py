@@ -31,7 +31,8 @@ DEFAULTS = dict(
     beta=0.7,  # kept share; .8 in Table III
     alpha=1.0,  # Eq. (4)
     mtl="sum",  # pcgrad, cagrad and cgdm are comparators
-    up="z",  # PointSegDA: bodies are used as they are
+    up="z",  # PointSegDA: bodies are used as they are,
+    unit_sphere=False,  # unless their files need it
     points=None,  # 1024 in PointDA-10's protocol, 2048 in PointSegDA's
     seed=0,
     device="auto",
@@ -104,14 +105,9 @@ def optimisation(args, parameters):
 
 
 def validation(args, src, tgt):
-    """What a run is evaluated on: source points and labels (PointSegDA has a val split), target test points."""
-    split = "val" if src.val is not None else "test"
-    points, labels = getattr(src, split), getattr(src, f"{split}_labels")
-    if labels.ndim == 2:
-        points, labels = data.evaluation_subset(points, args.points, labels)
-    else:
-        points = data.evaluation_subset(points, args.points)
-    return points, labels, data.evaluation_subset(tgt.test, args.points)
+    """What a run is evaluated on: source validation points and labels, target test points."""
+    points, labels = src.validation
+    return *data.evaluation_subset(points, args.points, labels), data.evaluation_subset(tgt.test, args.points)
 
 
 # ---------------------------------------------------------------- one step (Alg. 1)
@@ -174,7 +170,7 @@ def load(args, run):
     src, tgt = data.split_task(args.task)
     src = data.load_domain(args.data, tgt if args.oracle else src)
     tgt = data.load_domain(args.data, tgt, labels=False)
-    src, tgt = src.upright(args.up), tgt.upright(args.up)
+    src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))
     run.begin(name=data.data_name(args.data, src, tgt), fingerprint=data.fingerprint(src, tgt))
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
     if args.oracle:

@@ -5,6 +5,7 @@ make_pointsegda(tmp_path)                 # tmp_path/PointSegDA: 3 clouds of 64 
 """
 
 import shutil
+import sys
 
 import h5py
 import numpy as np
@@ -12,6 +13,15 @@ import pytest
 
 from common import UserError
 from data import CLASSES, Domain
+
+
+def command(main, *argv):
+    """Run a script's main in this process."""
+    old, sys.argv = sys.argv, [main.__module__, *map(str, argv)]
+    try:
+        main()
+    finally:
+        sys.argv = old
 
 
 def refusal(call):

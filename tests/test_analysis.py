@@ -22,6 +22,7 @@ import models
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
+from fixtures import command
 
 TINY = "--task M_SC --data shapes --backbone pointnet --points 64 --batch-size 8 --steps 8 --device cpu".split()
 
@@ -49,14 +50,6 @@ def quick(shapes, monkeypatch):
     monkeypatch.setattr(data, "load_domain", load)
     monkeypatch.setattr(common, "SAVES", 1)
     monkeypatch.setattr(evidence, "RESAMPLES", 200)
-
-
-def command(main, *argv):
-    old, sys.argv = sys.argv, ["analysis.py", *map(str, argv)]
-    try:
-        main()
-    finally:
-        sys.argv = old
 
 
 def settings(**more):

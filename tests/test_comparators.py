@@ -13,6 +13,7 @@ import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
 from common import UserError
+from fixtures import command
 
 
 class Toy(nn.Module):
@@ -111,7 +112,7 @@ def test_heads_get_the_gradient_of_the_sum(mtl, ssl):
     assert mtl == "pcgrad" or not same  # without a conflict PCGrad is the sum
 
 
-def test_surgery_is_a_flag_of_both_stages(whole, tmp_path, monkeypatch):
+def test_surgery_is_a_flag_of_both_stages(whole, tmp_path):
     """--mtl is recorded, stage 2 takes it from the checkpoint, and the weights differ from those of the sum."""
     base = (
         f"--task M_SC --data {whole} --backbone pointnet --ssl defrec --select all --points 20 --batch-size 4 --steps 2"
@@ -119,11 +120,9 @@ def test_surgery_is_a_flag_of_both_stages(whole, tmp_path, monkeypatch):
     weights = []
     for mtl in ("sum", "cgdm"):
         out = tmp_path / mtl
-        monkeypatch.setattr(sys, "argv", ["stage1", *base.split(), "--mtl", mtl, "--out", str(out), "--device", "cpu"])
-        stage1_ssl.main()
-        argv = ["stage2", "--init", str(out / "stage1.pt"), "--gcn-iters", "0", "--steps", "1", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", argv)
-        stage2_pseudo.main()
+        command(stage1_ssl.main, *base.split(), "--mtl", mtl, "--out", out, "--device", "cpu")
+        more = "--gcn-iters 0 --steps 1 --device cpu".split()
+        command(stage2_pseudo.main, "--init", out / "stage1.pt", *more)
         config = json.loads((out / "config.json").read_text())
         assert config["stage1"]["args"]["mtl"] == config["stage2"]["args"]["mtl"] == mtl
         student = torch.load(out / "stage1.pt", weights_only=True)["last_student"]

@@ -209,3 +209,13 @@ def test_differences_pair_runs_by_seed():
     assert "| M_S pointnet defrec, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
     assert "| all, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
     assert evaluation.differences(runs[:2]) == []
+
+    # a beta and a measuring mode have a row of their own, beside the controls that share them
+    knobs = [run(s, 0, acc, beta=b) for s, b, acc in (("low", 0.3, 0.2), ("random", 0.3, 0.1), ("random", 0.7, 0.4))]
+    modes = [run(s, 0, acc, measure=m) for s, m, acc in (("low", "eval", 0.8), ("high", "eval", 0.6), ("high", "x", 0))]
+    lines = evaluation.differences([*knobs, *modes, run("low", 0, 0.5), run("all", 0, 0.6, beta=0.9)])
+    assert lines[2:5] == [
+        "| M_S pointnet defrec, stage 1, beta 0.3 | -40.0 | +10.0 |  |",
+        "| M_S pointnet defrec, stage 1, measured in eval mode | +20.0 | +40.0 | +20.0 |",
+        "| M_S pointnet defrec, stage 1 | -10.0 | +10.0 |  |",
+    ]

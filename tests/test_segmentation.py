@@ -19,7 +19,7 @@ import models
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
-from fixtures import make_pointsegda, refusal
+from fixtures import command, make_pointsegda, refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--points 32 --batch-size 8 --steps 4 --eval-every 2 --device cpu".split()
@@ -30,12 +30,9 @@ def bodies(tmp_path_factory):
     return make_pointsegda(tmp_path_factory.mktemp("bodies"), per_split=4, domains=("faust", "mit"))
 
 
-def both_stages(monkeypatch, bodies, out, *more, task="seg_F_M", ssl="defrec"):
-    argv = ["stage1", "--task", task, "--data", str(bodies), "--ssl", ssl, "--out", str(out), *TINY, *more]
-    monkeypatch.setattr(sys, "argv", argv)
-    stage1_ssl.main()
-    monkeypatch.setattr(sys, "argv", ["stage2", "--init", str(out / "stage1.pt")])
-    stage2_pseudo.main()
+def both_stages(bodies, out, *more, task="seg_F_M", ssl="defrec"):
+    command(stage1_ssl.main, "--task", task, "--data", bodies, "--ssl", ssl, "--out", out, *TINY, *more)
+    command(stage2_pseudo.main, "--init", out / "stage1.pt")
     return out
 
 
@@ -108,9 +105,9 @@ def test_weights_of_segmentation():
 
 
 # ---------------------------------------------------------------- both stages
-def test_both_stages_and_their_result(bodies, tmp_path, monkeypatch):
+def test_both_stages_and_their_result(bodies, tmp_path):
     """miou and part_iou in place of the accuracies, against the predictions; the source is its val split."""
-    out = both_stages(monkeypatch, bodies, tmp_path / "a")
+    out = both_stages(bodies, tmp_path / "a")
     result = evaluation.evaluate(out)
     preds, tgt = np.load(out / "preds2.npz"), data.load_domain(bodies, "seg_M")
     src = data.load_domain(bodies, "seg_F")
@@ -131,7 +128,7 @@ def test_both_stages_and_their_result(bodies, tmp_path, monkeypatch):
 
 def test_same_bits_whatever_the_target_labels(bodies, tmp_path, monkeypatch):
     """All target labels permuted: equal weights in both stages. Source labels permuted: others."""
-    base = weights(both_stages(monkeypatch, bodies, tmp_path / "a"))
+    base = weights(both_stages(bodies, tmp_path / "a"))
     load = data.load_domain
     for key, equal in (("seg_M", True), ("seg_F", False)):
 
@@ -145,7 +142,7 @@ def test_same_bits_whatever_the_target_labels(bodies, tmp_path, monkeypatch):
             return domain
 
         monkeypatch.setattr(data, "load_domain", shuffled)
-        other = weights(both_stages(monkeypatch, bodies, tmp_path / key))
+        other = weights(both_stages(bodies, tmp_path / key))
         assert all(torch.equal(base[name], other[name]) for name in base) == equal
 
 
@@ -153,40 +150,64 @@ def test_the_stages_ask_for_no_target_label(bodies, tmp_path, monkeypatch):
     """Labels are asked of the source alone, also where the two domains are one."""
     asked, load = [], data.load_domain
     monkeypatch.setattr(data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels))
-    both_stages(monkeypatch, bodies, tmp_path / "a")
+    both_stages(bodies, tmp_path / "a")
     assert set(asked) == {("seg_F", True), ("seg_M", False)}
 
 
-def test_within_a_domain_without_adaptation(bodies, tmp_path, monkeypatch):
+def test_within_a_domain_without_adaptation(bodies, tmp_path):
     """seg_F_F trains on F's train labels and is scored on F's test."""
-    out = both_stages(monkeypatch, bodies, tmp_path / "a", task="seg_F_F", ssl="none")
+    out = both_stages(bodies, tmp_path / "a", task="seg_F_F", ssl="none")
     result = evaluation.evaluate(out)
     assert 0 <= result["stage1"]["last"]["miou"] <= 1 and result["n_test"] == 4
 
 
-def test_bodies_with_y_up_are_turned(bodies, tmp_path, monkeypatch):
+def test_bodies_with_y_up_are_turned(bodies, tmp_path):
     """--up y: (x, y, z) -> (x, -z, y) in all splits, in training and in eval.py; another fingerprint."""
     a = data.load_domain(bodies, "seg_F")
-    b = a.upright("y")
-    assert a.upright("z") is a and torch.equal(b.train_labels, a.train_labels)
+    b = a.framed("y")
+    assert a.framed("z") is a and torch.equal(b.train_labels, a.train_labels)
     for split in ("train", "val", "test"):
         x, y, z = getattr(a, split).unbind(-1)
         assert torch.equal(getattr(b, split), torch.stack([x, -z, y], -1))
-    out = both_stages(monkeypatch, bodies, tmp_path / "a", "--up", "y", ssl="none")
+    out = both_stages(bodies, tmp_path / "a", "--up", "y", ssl="none")
     result = evaluation.evaluate(out)
-    assert result["data"]["fingerprint"] == data.fingerprint(b, data.load_domain(bodies, "seg_M").upright("y"))
+    assert result["data"]["fingerprint"] == data.fingerprint(b, data.load_domain(bodies, "seg_M").framed("y"))
 
 
-def test_mlsp_and_measuring_in_eval_mode(bodies, tmp_path, monkeypatch):
+def test_a_unit_sphere_makes_scale_and_place_alike(bodies, tmp_path):
+    """--unit-sphere: the target twice as large and elsewhere is the same run; without the flag it is another."""
+    far = tmp_path / "far"
+    shutil.copytree(bodies, far)
+    for path in far.glob("PointSegDA/mit/*/*.npy"):
+        np.save(path, np.load(path, allow_pickle=False) * np.float32([2, 2, 2, 1]) + np.float32([8, 4, 2, 0]))
+    moved = data.load_domain(far, "seg_M").framed(unit_sphere=True)
+    for split in ("train", "val", "test"):
+        x = getattr(moved, split)
+        assert x.mean(1).abs().max() < 1e-5 and x.norm(dim=-1).amax(1).allclose(torch.ones(len(x)))
+        y = getattr(data.load_domain(bodies, "seg_M").framed(unit_sphere=True), split)
+        assert torch.allclose(x, y, atol=1e-5)
+    losses = {}
+    for folder, flags in ((bodies, ["--unit-sphere"]), (far, ["--unit-sphere"]), (far, [])):
+        out = both_stages(folder, tmp_path / f"{folder.name}{len(flags)}", *flags)
+        config = json.loads((out / "config.json").read_text())
+        assert config["stage1"]["args"]["unit_sphere"] == config["stage2"]["args"]["unit_sphere"] == bool(flags)
+        assert config["stage2"]["data"] == config["stage1"]["data"]
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses[folder, len(flags)] = [row["ssl_tgt"] for row in rows[:2]]
+    assert losses[bodies, 1] == pytest.approx(losses[far, 1], rel=1e-3)
+    assert losses[far, 0] != pytest.approx(losses[far, 1], rel=1e-1)
+
+
+def test_mlsp_and_measuring_in_eval_mode(bodies, tmp_path):
     """The other base, and the other mode: finite losses, and as many samples kept as asked."""
-    out = both_stages(monkeypatch, bodies, tmp_path / "a", "--measure", "eval", ssl="mlsp")
+    out = both_stages(bodies, tmp_path / "a", "--measure", "eval", ssl="mlsp")
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and all(np.isfinite(row["loss"]) and row["kept"] == 3 for row in rows)
 
 
 def test_a_killed_segmentation_run_goes_on_to_the_same_bits(bodies, tmp_path, monkeypatch):
     """Each stage dies once at its step 2; the same command goes on."""
-    base, check = weights(both_stages(monkeypatch, bodies, tmp_path / "a")), common.Run.check
+    base, check = weights(both_stages(bodies, tmp_path / "a")), common.Run.check
 
     died = set()
 
@@ -200,15 +221,15 @@ def test_a_killed_segmentation_run_goes_on_to_the_same_bits(bodies, tmp_path, mo
     monkeypatch.setattr(common, "SAVES", 4)  # every step
     for _ in range(2):
         with pytest.raises(MemoryError):
-            both_stages(monkeypatch, bodies, tmp_path / "b")
-    other = weights(both_stages(monkeypatch, bodies, tmp_path / "b"))
+            both_stages(bodies, tmp_path / "b")
+    other = weights(both_stages(bodies, tmp_path / "b"))
     assert all(torch.equal(base[name], other[name]) for name in base)
 
 
 # ---------------------------------------------------------------- flags and errors
 def settled(bodies, **more):
     args = SimpleNamespace(**{**stage1_ssl.DEFAULTS, "task": "seg_F_M", "data": str(bodies), "ssl": "defrec", **more})
-    for name in ("steps", "batch_size", "eval_every", "measure", "up"):
+    for name in ("steps", "batch_size", "eval_every", "measure", "up", "unit_sphere"):
         setattr(args, name, more.get(name))
     common.settle(args)
     return args

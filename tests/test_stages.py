@@ -16,7 +16,7 @@ import common
 import data
 import stage1_ssl
 import stage2_pseudo
-from fixtures import make_pointda
+from fixtures import command, make_pointda
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -46,15 +46,6 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     make_pointda(folder, per_class=2, n_points=64)
     return folder
-
-
-def command(main, *argv):
-    """Run a stage's main in this process."""
-    old, sys.argv = sys.argv, ["stage", *map(str, argv)]
-    try:
-        main()
-    finally:
-        sys.argv = old
 
 
 def stage1(root, out, *more, task="M_SC"):
