@@ -81,7 +81,7 @@ all: $(SIX)
 
 .PHONY: havedata haveseg
 haveseg:
-	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointSegDA" ] || { echo "no PointSegDA/ in DATA=$(DATA): 'make data' says where it is to be had, or try the built-in bodies with DATA=shapes" >&2; exit 2; }
+	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointSegDA" ] || { echo "no PointSegDA/ in DATA=$(DATA): github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/; or try the built-in bodies with DATA=shapes" >&2; exit 2; }
 havedata:
 	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointDA_data" ] || { echo "no PointDA_data/ in DATA=$(DATA): fetch it with 'make data', or try the built-in shapes with DATA=shapes" >&2; exit 2; }
 
@@ -100,18 +100,21 @@ run-%:
 	@$(MAKE) --no-print-directory run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4)
 
 # ---------------------------------------------------------------- tables and figures
-DEMO = SEED=0 BETA=0.7 DATA=shapes BACKBONE=pointnet SSL=defrec STEPS=100 ARGS="--points 200 --batch-size 32 --eval-every 50" ARGS2="--gcn-iters 20"
+DEMO    = SEED=0 BETA=0.7 DATA=shapes TASK=M_SC OUT=results/demo \
+	BACKBONE=pointnet SSL=defrec STEPS=100 ARGS="--points 200 --batch-size 32 --eval-every 50" ARGS2="--gcn-iters 20"
+DEMOSEG = SEED=0 BETA=0.7 DATA=shapes TASK=seg_F_M OUT=results/demo_seg \
+	BACKBONE=dgcnn SSL=defrec STEPS=150 ARGS="--points 256 --batch-size 16 --eval-every 50" ARGS2=
 demo: | $(VENV)
-	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=all $(DEMO)
-	@$(MAKE) --no-print-directory run TASK=M_SC SELECT=low $(DEMO)
-	@$(PY) eval.py --table results/demo $$(ls -d runs/M_SC-pointnet-defrec-*-b0.7-s0-shapes-t100-*)
-
-DEMOSEG = SEED=0 BETA=0.7 DATA=shapes SSL=defrec STEPS=60 ARGS="--points 256 --batch-size 16 --eval-every 30"
+	@$(MAKE) --no-print-directory all-and-low $(DEMO)
 demo_seg: | $(VENV)
-	@$(MAKE) --no-print-directory run TASK=seg_F_M SELECT=all $(DEMOSEG)
-	@$(MAKE) --no-print-directory run TASK=seg_F_M SELECT=low $(DEMOSEG)
-	@$(PY) eval.py --table results/demo_seg $$(ls -d runs/seg_F_M-dgcnn-defrec-*-b0.7-s0-shapes-t60-*)
-	@cp $$(ls -d runs/seg_F_M-dgcnn-defrec-low-b0.7-s0-shapes-t60-*)/parts.png results/demo_seg_parts.png
+	@$(MAKE) --no-print-directory all-and-low $(DEMOSEG)
+
+.PHONY: all-and-low
+all-and-low:
+	@$(MAKE) --no-print-directory run SELECT=all
+	@$(MAKE) --no-print-directory run SELECT=low
+	@$(PY) eval.py --table $(OUT) $(foreach s,all low,$(call folder,$(TASK),$(SSL),$(s),$(SEED)))
+	@parts=$(call folder,$(TASK),$(SSL),low,$(SEED))/parts.png; [ ! -e $$parts ] || cp $$parts $(OUT)_parts.png
 
 table: | $(VENV)
 	@ls runs/*/result.json > /dev/null 2>&1 || { echo "no finished run under runs/ yet: make demo, or make M_S" >&2; exit 2; }

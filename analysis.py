@@ -193,9 +193,7 @@ def domains_of(checkpoint, root):
     args = SimpleNamespace(**config["args"])
     if args.task.startswith("seg_"):
         raise UserError("--ckpt: a checkpoint that segments; give one of M_S, M_SC, ..., which classifies")
-    src, tgt = data.split_task(args.task)
-    tgt = data.load_domain(root or args.data, tgt)
-    src = tgt if args.oracle else data.load_domain(root or args.data, src)
+    src, tgt = (data.load_domain(root or args.data, key) for key in data.split_task(args.task, args.oracle))
     if data.fingerprint(src, tgt) != config["data"]["fingerprint"]:
         raise UserError(f"--data {root or args.data}: not the clouds that --ckpt was trained on; give the same data")
     return src, tgt, args, config["data"]["name"]

@@ -1,7 +1,7 @@
 """What the two stages share and a reader may skip: flags, seeds, the run's folder, checkpoints and the log.
 
 A run's folder holds config.json, log.jsonl, and for stage N: lastN.pt (to resume), stageN.pt (when finished) and
-predsN.npz (argmax predictions for the source and target test sets at every evaluation moment).
+predsN.npz (argmax predictions for source validation and target test at every evaluation moment).
 """
 
 import argparse
@@ -82,8 +82,8 @@ def number(kind, low, high=math.inf, even=False):
 def add_flags(parser, **default):
     """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
     flag = lambda name, **kw: parser.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
-    flag("--task", help="direction: M_S M_SC S_M S_SC SC_M SC_S")
-    flag("--data", help="folder that holds PointDA_data/, or 'shapes' for the built-in shapes")
+    flag("--task", help="direction: M_S M_SC S_M S_SC SC_M SC_S, or of PointSegDA: seg_F_A ...")
+    flag("--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
     flag("--backbone", choices=("dgcnn", "pointnet"))
     flag("--ssl", choices=SSL_TASKS, help="self-supervised task; none = no adaptation")
     parser.add_argument(
@@ -107,8 +107,10 @@ def add_flags(parser, **default):
         help="centre and scale PointSegDA's bodies, where the domains' files differ in that",
     )
     flag("--points", type=number(int, 20), help="points a cloud")
-    flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet unless given")
-    flag("--batch-size", type=number(int, 4, even=True), help="both domains together; 64 dgcnn, 128 pointnet")
+    flag("--steps", type=number(int, 1), help="40000 for dgcnn, 10000 for pointnet, 200 epochs of bodies")
+    flag(
+        "--batch-size", type=number(int, 4, even=True), help="both domains together; 64 dgcnn, 128 pointnet, 32 bodies"
+    )
     flag("--eval-every", type=number(int, 1), help="steps between evaluations; max(steps // 20, 100)")
     flag("--seed", type=number(int, 0, 2**32 - 1))
     flag("--device", choices=("auto", "cpu", "cuda"))
@@ -144,11 +146,11 @@ def settle(args):
 
 
 def seg_steps(args):
-    """SEG_EPOCHS epochs of the source as steps."""
+    """SEG_EPOCHS epochs of the source (of the target for the oracle) as steps."""
     import data
 
     half = args.batch_size // 2
-    return SEG_EPOCHS * max(1, data.train_size(args.data, data.split_task(args.task)[0]) // half)
+    return SEG_EPOCHS * max(1, data.train_size(args.data, data.split_task(args.task, args.oracle)[0]) // half)
 
 
 # ---------------------------------------------------------------- seeds
@@ -389,7 +391,7 @@ class Run:
             raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
 
     def evaluate(self, step, student, task, source, labels, target):
-        """Append argmax predictions of both test sets; keep the moment best on the *source*. No target label here."""
+        """Append argmax predictions of both sets; keep the moment best on the *source*. No target label here."""
         predicted = [predict(student, points) for points in (source, target)]
         accuracy = quality(labels.cpu().numpy(), predicted[0])
         self.moments.append((step, *predicted))
@@ -428,7 +430,7 @@ def quality(truth, predicted):
 def mean_iou(truth, predicted, parts=8):
     """PointSegDA's metric: per cloud the mean IoU over the parts in truth or prediction, then the mean over clouds.
 
-    (n, N) labels in 0..parts-1 -> mean IoU, and each part's mean over the clouds that have it (None: no cloud has).
+    (n, N) labels in 0..parts-1 -> mean IoU, and each part's mean over the clouds where it is in either (None: nowhere).
     """
     one_hot = lambda labels: labels[..., None] == np.arange(parts)  # (n, N, parts)
     y, p = one_hot(truth), one_hot(predicted)
@@ -444,5 +446,5 @@ def announce(seconds, steps, device):
         return ""
     return (
         f"no GPU: {steps:,} steps take about {seconds / 3600:.1f} h at this speed; shorter with STEPS=300, "
-        "BACKBONE=pointnet or ARGS='--points 512'; going on\n"
+        "ARGS='--points 512' or, but for bodies, BACKBONE=pointnet; going on\n"
     )

@@ -66,6 +66,6 @@ def target_discrepancy(model, L_c, x_t):
     logits = model(x_t)
     p = logits.detach().softmax(-1)
     w = 1 + torch.exp((p * p.clamp_min(1e-8).log()).sum(-1))
-    L_t = (w / w.sum() * F.cross_entropy(logits, p.argmax(-1), reduction="none")).sum()
+    L_t = (w / w.sum() * F.cross_entropy(logits.movedim(-1, 1), p.argmax(-1), reduction="none")).sum()
     heads = list(model.classifier.parameters())
     return gradient_discrepancy(*(flat_gradient(loss, heads, create_graph=True) for loss in (L_c, L_t)))

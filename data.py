@@ -3,8 +3,8 @@
     src = load_domain("data", "M")                    # train, test (n, P, 3) and their labels
     tgt = load_domain("data", "SC", labels=False)     # what a training loop sees of the target
 
-A domain is one tensor (n, P, 3), z up, each cloud in the unit sphere; every augmentation is a batched tensor operation
-with a generator of its own. Nothing here reads a target label unless it is asked to.
+A domain is one tensor (n, P, 3), z up, each cloud in the unit sphere (bodies: as in their files); every augmentation is
+a batched tensor operation with a generator of its own. Nothing here reads a target label unless it is asked to.
 """
 
 import hashlib
@@ -82,13 +82,16 @@ class Domain:
         return out
 
 
-def split_task(task):
-    """The two domain keys of a direction: "M_SC" -> ("M", "SC"), "seg_F_A" -> ("seg_F", "seg_A"); or UserError."""
+def split_task(task, oracle=False):
+    """The two domain keys of a direction: "M_SC" -> ("M", "SC"), "seg_F_A" -> ("seg_F", "seg_A"); or UserError.
+
+    The oracle learns on the target in the source's place.
+    """
     head, _, tail = str(task).removeprefix("seg_").partition("_")
     if str(task).startswith("seg_") and head in SEG_DOMAINS and tail in SEG_DOMAINS:
-        return f"seg_{head}", f"seg_{tail}"
+        return f"seg_{tail if oracle else head}", f"seg_{tail}"
     if task in TASKS:
-        return head, tail
+        return tail if oracle else head, tail
     known = f"{' '.join(TASKS)}, or seg_F_A and the like over {' '.join(SEG_DOMAINS)}"
     raise UserError(f"--task {task}: unknown; choose one of {known}")
 
@@ -290,8 +293,7 @@ def _read_segmentation(folder, labels):
     for path, cloud in zip(files, clouds):
         check_cloud(cloud, path)
         if cloud.shape != (*P, 4):
-            size = f"{[*P, 4]} (x, y, z, label)"
-            raise UserError(f"{path}: has shape {cloud.shape}, not {size} like the others; replace it")
+            raise UserError(f"{path}: has shape {cloud.shape}, not {[*P, 4]} (x, y, z, label); replace it")
         if labels and not np.isin(cloud[:, 3], np.arange(1, 9)).all():
             raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..8; replace it")
     array = np.stack(clouds)
@@ -332,7 +334,7 @@ def data_name(root, src, tgt):
         return "built-in shapes"
     if all(_official(domain) for domain in (src, tgt)):
         return "PointDA-10"
-    note = Path(root) / "NAME"
+    note = Path(root) / ("PointSegDA" if src.key.startswith("seg_") else "") / "NAME"
     return "custom: " + (note.read_text().partition("\n")[0].strip() if note.is_file() else Path(root).resolve().name)
 
 

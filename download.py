@@ -101,13 +101,15 @@ def _holds_domains(folder):
 
 
 def check(root):
-    """Load the three domains, print their counts, and say how to get PointSegDA where it is not there."""
-    domains = [data.load_domain(root, key) for key in data.DOMAINS]
-    for domain in domains:
-        print(data.counts_text(domain))
-    names = {data.data_name(root, domains[i], domains[i + 1]) for i in (0, 1)}
-    print("data name:", "PointDA-10" if names == {"PointDA-10"} else max(names - {"PointDA-10"}))
-    if (root / "PointSegDA").is_dir():
+    """Load what is there, print the counts, and say how to get PointSegDA where it is not; UserError without either."""
+    bodies = (root / "PointSegDA").is_dir()
+    if (root / "PointDA_data").is_dir() or not bodies:
+        domains = [data.load_domain(root, key) for key in data.DOMAINS]
+        for domain in domains:
+            print(data.counts_text(domain))
+        names = {data.data_name(root, domains[i], domains[i + 1]) for i in (0, 1)}
+        print("data name:", "PointDA-10" if names == {"PointDA-10"} else max(names - {"PointDA-10"}))
+    if bodies:
         for letter, name in data.SEG_DOMAINS.items():
             if (root / "PointSegDA" / name).is_dir():
                 print(data.counts_text(data.load_domain(root, f"seg_{letter}")))

@@ -1,6 +1,6 @@
 """Score a run, and put runs side by side: the only place, with analysis.py, where target labels are opened.
 
-    python eval.py --run runs/mine                   # -> runs/mine/result.json, confusion.png, its row of the table
+    python eval.py --run runs/mine                   # -> runs/mine/result.json, pictures, its row of the table
     python eval.py --table results/table runs/a ...  # -> results/table.md, .csv and .png; mean and std over seeds
 
 Accuracy of classes, on PointSegDA mean IoU of parts. Three columns for each stage: the *last* step; the step best on
@@ -23,7 +23,7 @@ from common import Parser, UserError, cli, csv_text, mean_iou, quality, write_at
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "pcm", "select", "beta", "alpha", "measure", "steps", "points")
 # runs alike in all of these are pooled over seeds
-FLAGS = (*SETTING, "mtl", "oracle", "batch_size", "perturb", "gcn_iters", "scratch")
+FLAGS = (*SETTING, "mtl", "oracle", "batch_size", "perturb", "gcn_iters", "scratch", "up", "unit_sphere")
 
 
 # ---------------------------------------------------------------- metrics
@@ -92,16 +92,14 @@ def read_json(path):
 
 
 def evaluate(run, root=None):
-    """Join a run's predictions with the labels: writes RUN/result.json and RUN/confusion.png, returns the result."""
+    """Join a run's predictions with the labels: writes RUN/result.json and pictures, returns the result."""
     config = read_json(run / "config.json")
     done = [n for n in (1, 2) if f"stage{n}" in config and (run / f"stage{n}.pt").exists()]
     if not done:
         raise UserError(f"{run}: no stage is finished; run its command again, it goes on where it stopped")
     first, latest = config[f"stage{done[0]}"], config[f"stage{done[-1]}"]
     args, root = latest["args"], root or latest["args"]["data"]
-    src_key, tgt_key = data.split_task(args["task"])
-    tgt = data.load_domain(root, tgt_key)
-    src = tgt if first["args"]["oracle"] else data.load_domain(root, src_key)
+    src, tgt = (data.load_domain(root, key) for key in data.split_task(args["task"], first["args"]["oracle"]))
     src, tgt = (domain.framed(args.get("up"), args.get("unit_sphere")) for domain in (src, tgt))
     fingerprint = data.fingerprint(src, tgt)
     if any(config[f"stage{n}"]["data"]["fingerprint"] != fingerprint for n in done):
@@ -190,6 +188,10 @@ def name_of(flags):
     parts += [] if flags["mtl"] in ("sum", None) else [flags["mtl"]]
     parts += ["scratch"] if flags["scratch"] else []
     parts += ["no GCN"] if flags["gcn_iters"] == 0 and not flags["task"].startswith("seg_") else []  # it has none
+    frame = [
+        text for text, given in (("y up", flags.get("up") == "y"), ("unit sphere", flags.get("unit_sphere"))) if given
+    ]
+    parts += [f"({', '.join(frame)})"] if frame else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
 
@@ -239,7 +241,7 @@ def table(results):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
     groups = defaultdict(list)
     for result, n, part in stages_of(results):
-        setting = [part["flags"][key] for key in FLAGS]
+        setting = [part["flags"].get(key) for key in FLAGS]
         groups[json.dumps([result["data"]["fingerprint"], setting, n])].append((n, part))
     head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -250,11 +252,11 @@ def table(results):
 
 def differences(results):
     """Does `low` beat the controls? Its score at the source-validation step minus theirs, paired by seed."""
-    others, scores, lines, pooled = ("all", "random", "high"), {}, [], defaultdict(list)
+    others, scores, lines, pooled = ("all", "random", "high"), {}, [], {}
     for result, n, part in stages_of(results):
         flags = part["flags"]
         if not flags["oracle"] and flags["mtl"] in ("sum", None):
-            alike = [flags[key] for key in FLAGS if key not in ("select", "beta", "measure")]
+            alike = [flags.get(key) for key in FLAGS if key not in ("select", *KNOBS)]
             setting = json.dumps([result["data"]["fingerprint"], alike, n])
             main = metrics_of(flags["task"].startswith("seg_"))[0]
             found = 100 * part["source_val"][main], flags, n
@@ -264,23 +266,23 @@ def differences(results):
         theirs = {o: scores.get((setting, *chosen_by(flags, o)), {}) for o in others}
         gaps = {o: [ours[seed][0] - t[seed][0] for seed in sorted(ours) if seed in t] for o, t in theirs.items()}
         if select == "low" and any(gaps.values()):
-            name = f"{flags['task']} {flags['backbone']} {flags['ssl']}{'+pcm' if flags['pcm'] else ''}, stage {n}"
-            name += f", beta {flags['beta']:g}" if flags["beta"] != 0.7 else ""
-            name += ", measured in eval mode" if flags["measure"] == "eval" else ""
-            lines.append(f"| {name} | " + " | ".join(signed(gaps[o]) for o in others) + " |")
+            lines.append(f"| {name_of(flags)}, stage {n} | " + " | ".join(signed(gaps[o]) for o in others) + " |")
             for other in others:
-                pooled[other] += gaps[other]
-    if not lines:
-        return []
+                pooled.setdefault(n, defaultdict(list))[other] += gaps[other]
     error = lambda v: f"{np.mean(v):+.1f} ± {np.std(v, ddof=1) / len(v) ** 0.5:.1f} ({len(v)})" if len(v) > 1 else ""
-    lines.append("| all, ± standard error (pairs) | " + " | ".join(error(pooled[o]) for o in others) + " |")
+    for n, gaps in pooled.items():  # a run's two stages are not independent
+        name = f"all of stage {n}, ± standard error (pairs)"
+        lines.append(f"| {name} | " + " | ".join(error(gaps[o]) for o in others) + " |")
     head = ["| low minus, points, ± std over seeds | all | random | high |", "|---|---|---|---|"]
-    return [*head, *lines, ""]
+    return [*head, *lines, ""] if lines else []
+
+
+KNOBS = ("beta", "measure", "alpha")
 
 
 def chosen_by(flags, select):
-    """A selection and the flags it depends on: beta for all but `all`, the measuring mode where scores decide."""
-    knobs = {"all": (), "random": ("beta",)}.get(select, ("beta", "measure"))
+    """A selection and the knobs it depends on: `all` has none, `random` no score."""
+    knobs = {"all": (), "random": ("beta",)}.get(select, KNOBS)
     return select, *(flags[knob] for knob in knobs)
 
 
@@ -326,7 +328,7 @@ def as_csv(results):
         row = {"stage": n, **part["flags"]}
         keys = (*metrics_of(r["task"].startswith("seg_")), "step")
         row |= {f"{c}_{m}": round(part[c][m], 4) for c in COLUMNS for m in keys}
-        row["last_source_acc"] = round(part["curve"][-1]["source"], 4)
+        row["last_source"] = round(part["curve"][-1]["source"], 4)
         row |= {"n_test": r["n_test"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"][:12]}
         rows.append(row | {"device": r["device"], "commit": r["commit"], "seconds": round(r["seconds"])})
     return csv_text(rows)
@@ -356,11 +358,22 @@ def draw_curves(path, results):
     save_figure(figure, path)
 
 
+def write_table(path, results):
+    """PATH.md, PATH.csv and PATH.png of runs of one kind."""
+    text = table(results)
+    write_atomically(f"{path}.md", text.encode())
+    write_atomically(f"{path}.csv", as_csv(results).encode())
+    draw_curves(f"{path}.png", results)
+    print(f"{text}\nwrote {path}.md, .csv and .png")
+
+
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="folder of one run")
     parser.add_argument("--data", help="where its clouds are now, if they moved")
-    parser.add_argument("--table", type=Path, help="write TABLE.md, TABLE.csv and TABLE.png from the folders named")
+    parser.add_argument(
+        "--table", type=Path, help="write TABLE.md, .csv and .png (and TABLE_seg) from the folders named"
+    )
     parser.add_argument("runs", type=Path, nargs="*", help="folders with a result.json, for --table")
     args = parser.parse_args()
     if bool(args.run) == bool(args.table) or bool(args.table) != bool(args.runs):
@@ -369,11 +382,11 @@ def main():
         print(table([evaluate(args.run, args.data)]) + f"\n{args.run}")
         return
     results = [read_json(run / "result.json") for run in args.runs]
+    kinds = [[r for r in results if r["task"].startswith("seg_") == seg] for seg in (False, True)]
     args.table.parent.mkdir(parents=True, exist_ok=True)
-    for end, text in ((".md", table(results)), (".csv", as_csv(results))):
-        write_atomically(f"{args.table}{end}", text.encode())
-    draw_curves(f"{args.table}.png", results)
-    print(f"{table(results)}\nwrote {args.table}.md, .csv and .png")
+    for kind, end in zip(kinds, ("", "_seg" if all(kinds) else "")):  # accuracy and IoU do not share a table
+        if kind:
+            write_table(f"{args.table}{end}", kind)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import numpy as np
 
 from common import UserError
 
-CLASSES = ("bathtub", "bed", "bookshelf", "cabinet", "chair", "lamp", "monitor", "plant", "sofa", "table")
-PARTS = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
 POINTS = 2048
 # test clouds of each class; train has twice as many. S and SC lean the way ShapeNet-10 and ScanNet-10 do
 COUNTS = {"M": [20] * 10, "S": [10, 7, 9, 20, 40, 25, 15, 7, 27, 40], "SC": [7, 14, 19, 24, 54, 8, 11, 7, 21, 35]}
@@ -442,8 +440,8 @@ def figure(key, rng):
 def make(key, split):
     """The clouds of one domain and split, the same on every call and in a fixed shuffled order.
 
-    M, S, SC with train, test: points (n, 2048, 3) float32 and labels (n,) int64 of CLASSES, n = 400, 200.
-    seg_F, seg_M, seg_A, seg_S with train, val, test: labels (n, 2048) of PARTS, n = 40, 10, 20.
+    M, S, SC with train, test: points (n, 2048, 3) float32 and labels (n,) int64 of data.CLASSES, n = 400, 200.
+    seg_F, seg_M, seg_A, seg_S with train, val, test: labels (n, 2048) of data.PARTS, n = 40, 10, 20.
     Raises UserError for any other key or split.
     """
     keys, splits = [*COUNTS, *FIGURES], list(BODIES)

@@ -33,6 +33,7 @@ DEFAULTS = dict(
     mtl="sum",  # pcgrad, cagrad and cgdm are comparators
     up="z",  # PointSegDA: bodies are used as they are,
     unit_sphere=False,  # unless their files need it
+    oracle=False,  # a bound
     points=None,  # 1024 in PointDA-10's protocol, 2048 in PointSegDA's
     seed=0,
     device="auto",
@@ -115,7 +116,7 @@ def backward(t, args, model, task, x_s, y_s, x_t):
     """Losses and gradients of step t on a source batch (B, P, 3), (B,) and a target batch (B, P, 3) -> log row."""
     g = generator(x_s.device, args.seed, "stage 1", t)  # every draw of a step is a function of (seed, t)
     torch.manual_seed(seed_of(args.seed, "dropout 1", t))
-    src, tgt = data.split_task(args.task)
+    src, tgt = data.split_task(args.task, args.oracle)
     s = task.views(x_s, y_s, src, True, g)
     u = task.views(x_t, None, tgt, False, g)
 
@@ -165,12 +166,16 @@ def train(args, run, src, tgt, observe=None):
     run.finish(model)
 
 
-def load(args, run):
-    """Both domains on the device, announced and recorded. Only under --oracle are labels of the target opened."""
-    src, tgt = data.split_task(args.task)
-    src = data.load_domain(args.data, tgt if args.oracle else src)
-    tgt = data.load_domain(args.data, tgt, labels=False)
+def load(args, run, expected=None):
+    """Both domains on the device, announced and recorded. Only under --oracle are labels of the target opened.
+
+    UserError when their fingerprint is not the one expected.
+    """
+    src, tgt = data.split_task(args.task, args.oracle)
+    src, tgt = data.load_domain(args.data, src), data.load_domain(args.data, tgt, labels=False)
     src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))
+    if expected and data.fingerprint(src, tgt) != expected:
+        raise UserError(f"--data {args.data}: not the clouds that --init was trained on; give the same data")
     run.begin(name=data.data_name(args.data, src, tgt), fingerprint=data.fingerprint(src, tgt))
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
     if args.oracle:

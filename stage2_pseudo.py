@@ -210,7 +210,9 @@ def read_flags():
     parser.add_argument(
         "--perturb", type=number(float, -100, 100), nargs=2, default=list(PERTURB), metavar=("MEAN", "STD")
     )
-    parser.add_argument("--gcn-iters", type=number(int, 0), default=GCN_ITERS, help="a refinement; 0 = off")
+    parser.add_argument(
+        "--gcn-iters", type=number(int, 0), default=GCN_ITERS, help="a refinement; 0 = off, as on PointSegDA"
+    )
     add_flags(parser)
     args = parser.parse_args()
     start = load_checkpoint(args.init)
@@ -218,9 +220,10 @@ def read_flags():
         raise UserError(f"--init {args.init}: a stage that is not finished; give RUN/stage1.pt")
     first = start["config"]["args"]
     seg = first["task"].startswith("seg_")
-    for name in ("task", "backbone"):
-        if getattr(args, name) not in (None, first[name]) and not (seg and name == "backbone"):
-            raise UserError(f"--{name} {getattr(args, name)}: {args.init} has {first[name]}; drop the flag")
+    for name in ("task", "backbone", "up", "unit_sphere"):
+        if getattr(args, name) not in (None, first.get(name)) and not (seg and name == "backbone"):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(args, name)}: {args.init} has {first.get(name)}; drop the flag")
     if first["oracle"]:
         raise UserError(f"{args.init} is an oracle run, which has no stage 2; give a run without --oracle")
     if args.select in ("random", "all", "freeze") and not args.measure:
@@ -242,7 +245,7 @@ def main():
     args.init_hash = file_hash(args.init)  # another stage 1 is another run
     with Run(args.out, 2, args) as run:
         if not run.finished:
-            train(args, run, *load(args, run), start)
+            train(args, run, *load(args, run, start["config"]["data"]["fingerprint"]), start)
 
 
 if __name__ == "__main__":

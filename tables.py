@@ -77,9 +77,10 @@ def table(number, results):
             raise UserError(
                 f"{title} is {backbone} on {' '.join(directions)}; drop the run of {name_of(final(result)['flags'])}"
             )
-    alike = lambda r: (r["data"]["name"], r["points"], final(r)["flags"]["batch_size"])
-    steps = {(r["task"], r["steps"]) for r in results}  # PointSegDA counts epochs: steps follow from the source
-    if len(set(map(alike, results))) > 1 or len(steps) > len({r["task"] for r in results}):
+    alike = lambda r: (r["data"]["name"], r["points"], *map(final(r)["flags"].get, ("batch_size", "up", "unit_sphere")))
+    trained = lambda r: data.split_task(r["task"], final(r)["flags"]["oracle"])[0]
+    steps = {(trained(r), r["steps"]) for r in results}  # PointSegDA counts epochs of what is trained on
+    if len(set(map(alike, results))) > 1 or len(steps) > len(set(map(trained, results))):
         raise UserError(f"{title}: the runs differ in data, steps, points or batch size; give those of one setting")
     n = {r["task"]: str(r["n_test"]) for r in results}
     metric = "mean IoU" if number == "2" else "accuracy"

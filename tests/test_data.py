@@ -169,6 +169,16 @@ def test_the_name_pointda_needs_every_count(root, monkeypatch):
     assert data.data_name("shapes", src, tgt) == "built-in shapes"
 
 
+def test_bodies_have_a_name_of_their_own(tmp_path):
+    """PointSegDA/NAME, never the NAME of the classes beside it."""
+    root = make_pointsegda(tmp_path / "set", per_split=1, domains=("faust", "mit"))
+    (root / "NAME").write_text("My chairs\n")
+    src, tgt = load_domain(root, "seg_F"), load_domain(root, "seg_M", labels=False)
+    assert data.data_name(root, src, tgt) == "custom: set"
+    (root / "PointSegDA/NAME").write_text("My bodies\n")
+    assert data.data_name(root, src, tgt) == "custom: My bodies"
+
+
 def test_a_relative_folder_has_a_name(whole, monkeypatch):
     """`--data .` is called after the folder."""
     domain = load_domain(whole, "M")

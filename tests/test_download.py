@@ -200,6 +200,14 @@ def test_a_set_that_is_there_is_not_fetched_again(whole, monkeypatch, capsys):
         assert "scannet: train 10" in capsys.readouterr().out
 
 
+def test_bodies_alone_can_be_checked(tmp_path, monkeypatch, capsys):
+    """--check of a folder that holds PointSegDA and no PointDA-10."""
+    make_pointsegda(tmp_path, per_split=2, domains=("faust", "mit"))
+    monkeypatch.setattr("sys.argv", ["download.py", str(tmp_path), "--check"])
+    download.main()
+    assert capsys.readouterr().out == "faust: train 2, val 2, test 2\nmit: train 2, val 2, test 2\n"
+
+
 def test_the_command_unpacks_what_was_fetched(members, tmp_path, monkeypatch, capsys):
     """A new folder is made, the archive unpacked into it, its counts printed."""
     path = pack(tmp_path / "fetched.zip", members)

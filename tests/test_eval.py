@@ -197,7 +197,7 @@ def test_agreement_of_scores():
 
 def test_differences_pair_runs_by_seed():
     """low minus random, all and high by hand; a comparator and an oracle have no part in it."""
-    row = dict(task="M_S", backbone="pointnet", ssl="defrec", pcm=False, beta=0.7, mtl="sum", oracle=False)
+    row = dict(task="M_S", backbone="pointnet", ssl="defrec", pcm=False, beta=0.7, alpha=1.0, mtl="sum", oracle=False)
 
     def run(select, seed, acc, **more):
         flags = {key: None for key in evaluation.FLAGS} | row | {"select": select, "seed": seed} | more
@@ -206,16 +206,24 @@ def test_differences_pair_runs_by_seed():
     runs = [run("low", 0, 0.5), run("low", 1, 0.6), run("random", 1, 0.5), run("random", 0, 0.3), run("all", 1, 0.7)]
     runs += [run("all", 0, 0.9, mtl="pcgrad"), run("high", 5, 0.1), run("all", 0, 0.9, oracle=True)]
     lines = evaluation.differences(runs)
-    assert "| M_S pointnet defrec, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
-    assert "| all, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
+    assert "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
+    assert "| all of stage 1, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
     assert evaluation.differences(runs[:2]) == []
+
+    stages = [run("low", 0, 0.5), run("all", 0, 0.4)]
+    for each in stages:
+        each["stage2"] = each["stage1"]
+    lines = evaluation.differences(stages)
+    assert [line.count("+10.0") for line in lines] == [0, 0, 1, 1, 0, 0, 0]  # two stages of a run are not two pairs
+    steep = evaluation.differences([run("low", 0, 0.5, alpha=2.0), run("all", 0, 0.4)])
+    assert steep[2] == "| M_S pointnet defrec low 0.7 alpha 2, stage 1 | +10.0 |  |  |"
 
     # a beta and a measuring mode have a row of their own, beside the controls that share them
     knobs = [run(s, 0, acc, beta=b) for s, b, acc in (("low", 0.3, 0.2), ("random", 0.3, 0.1), ("random", 0.7, 0.4))]
     modes = [run(s, 0, acc, measure=m) for s, m, acc in (("low", "eval", 0.8), ("high", "eval", 0.6), ("high", "x", 0))]
     lines = evaluation.differences([*knobs, *modes, run("low", 0, 0.5), run("all", 0, 0.6, beta=0.9)])
     assert lines[2:5] == [
-        "| M_S pointnet defrec, stage 1, beta 0.3 | -40.0 | +10.0 |  |",
-        "| M_S pointnet defrec, stage 1, measured in eval mode | +20.0 | +40.0 | +20.0 |",
-        "| M_S pointnet defrec, stage 1 | -10.0 | +10.0 |  |",
+        "| M_S pointnet defrec low 0.3, stage 1 | -40.0 | +10.0 |  |",
+        "| M_S pointnet defrec low 0.7 measured in eval mode, stage 1 | +20.0 | +40.0 | +20.0 |",
+        "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +10.0 |  |",
     ]

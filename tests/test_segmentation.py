@@ -126,32 +126,65 @@ def test_both_stages_and_their_result(bodies, tmp_path):
     assert flags["gcn_iters"] == 0 and flags["backbone"] == "dgcnn-seg"
 
 
-def test_same_bits_whatever_the_target_labels(bodies, tmp_path, monkeypatch):
-    """All target labels permuted: equal weights in both stages. Source labels permuted: others."""
+def test_same_bits_whatever_the_target_labels(bodies, tmp_path):
+    """All target labels permuted in the files: equal weights in both stages. Source labels permuted: others."""
     base = weights(both_stages(bodies, tmp_path / "a"))
-    load = data.load_domain
-    for key, equal in (("seg_M", True), ("seg_F", False)):
-
-        def shuffled(root, k, labels=True, key=key):
-            domain = load(root, k, labels=labels)
-            if k == key and labels:
-                g = torch.Generator().manual_seed(0)
-                for split in ("train", "val", "test"):
-                    y = getattr(domain, f"{split}_labels")
-                    setattr(domain, f"{split}_labels", y.flatten()[torch.randperm(y.numel(), generator=g)].view_as(y))
-            return domain
-
-        monkeypatch.setattr(data, "load_domain", shuffled)
-        other = weights(both_stages(bodies, tmp_path / key))
-        assert all(torch.equal(base[name], other[name]) for name in base) == equal
+    for name, equal in (("mit", True), ("faust", False)):
+        root = tmp_path / f"permuted {name}"
+        shutil.copytree(bodies, root)
+        rng = np.random.default_rng(0)
+        for path in root.glob(f"PointSegDA/{name}/*/*.npy"):
+            cloud = np.load(path, allow_pickle=False)
+            cloud[:, 3] = rng.permutation(cloud[:, 3])
+            np.save(path, cloud)
+        other = weights(both_stages(root, tmp_path / name))
+        assert all(torch.equal(base[key], other[key]) for key in base) == equal
 
 
-def test_the_stages_ask_for_no_target_label(bodies, tmp_path, monkeypatch):
+@pytest.mark.parametrize("task", ["seg_F_M", "seg_F_F"])
+def test_the_stages_ask_for_no_target_label(task, bodies, tmp_path, monkeypatch):
     """Labels are asked of the source alone, also where the two domains are one."""
     asked, load = [], data.load_domain
     monkeypatch.setattr(data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels))
-    both_stages(bodies, tmp_path / "a")
-    assert set(asked) == {("seg_F", True), ("seg_M", False)}
+    both_stages(bodies, tmp_path / "a", task=task)
+    assert asked == 2 * [("seg_F", True), (f"seg_{task[-1]}", False)]
+
+
+def test_the_oracle_learns_on_the_target(bodies, tmp_path):
+    """Its steps follow the target's size, and it trains on the target's labels."""
+    few = tmp_path / "few"
+    shutil.copytree(bodies, few)
+    (few / "PointSegDA/mit/train/0.npy").unlink()
+    (few / "PointSegDA/mit/train/1.npy").unlink()
+    assert settled(few, batch_size=4).steps == 200 * (4 // 2)
+    assert settled(few, batch_size=4, oracle=True).steps == 200 * (2 // 2)
+    out = tmp_path / "run"
+    argv = "--task", "seg_F_M", "--data", few, "--ssl", "mlsp", "--oracle", "--out", out, *TINY
+    command(stage1_ssl.main, *argv)
+    result = evaluation.evaluate(out)
+    assert "ORACLE" in evaluation.table([result]) and set(result["data"]["counts"]) == {"seg_M"}
+
+
+def test_stage_2_stays_with_the_bodies_of_stage_1(bodies, tmp_path):
+    """Another frame or other clouds than the checkpoint's: one line, and the folder can still be finished."""
+    out = both_stages(bodies, tmp_path / "a")
+    (out / "stage2.pt").unlink()
+    other = make_pointsegda(tmp_path / "other", per_split=4, domains=("faust", "mit"), seed=1)
+    for flags in (["--up", "y"], ["--unit-sphere"], ["--data", other]):
+        fresh = tmp_path / f"fresh{flags[0]}"
+        call = lambda: command(stage2_pseudo.main, "--init", out / "stage1.pt", "--out", fresh, *flags)
+        assert flags[0] in refusal(call) and not (fresh / "config.json").exists()
+
+
+def test_gradient_surgery_of_parts(bodies, tmp_path):
+    """CGDM on labels of points: it runs, and is not the plain sum."""
+    losses = []
+    for mtl in ("sum", "cgdm"):
+        out = tmp_path / mtl
+        argv = "--task", "seg_F_M", "--data", bodies, "--ssl", "defrec", "--mtl", mtl, "--out", out, *TINY
+        command(stage1_ssl.main, *argv)
+        losses.append([json.loads(line)["cls"] for line in (out / "log.jsonl").read_text().splitlines()])
+    assert losses[0][0] == losses[1][0] and losses[0] != losses[1]
 
 
 def test_within_a_domain_without_adaptation(bodies, tmp_path):
@@ -192,6 +225,8 @@ def test_a_unit_sphere_makes_scale_and_place_alike(bodies, tmp_path):
         config = json.loads((out / "config.json").read_text())
         assert config["stage1"]["args"]["unit_sphere"] == config["stage2"]["args"]["unit_sphere"] == bool(flags)
         assert config["stage2"]["data"] == config["stage1"]["data"]
+        result = evaluation.evaluate(out)
+        assert ("(unit sphere)" in evaluation.table([result])) == bool(flags)
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses[folder, len(flags)] = [row["ssl_tgt"] for row in rows[:2]]
     assert losses[bodies, 1] == pytest.approx(losses[far, 1], rel=1e-3)

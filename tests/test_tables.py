@@ -1,5 +1,6 @@
-"""Tables I and III from made-up results: who lands in which cell, and that a cell nobody ran is empty."""
+"""The three tables from made-up results: who lands in which cell, and that a cell nobody ran is empty."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import data
+import eval as evaluation
 import tables
 import trains
 from common import UserError
-from fixtures import some
+from fixtures import command, some
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +69,41 @@ def test_table_2_is_mean_iou_with_the_averages_of_the_rows():
     assert row["seg_F_A"] == row["seg_M_F"] == "25.0 (1)" and list(row.values()).count("") == 10
     assert found["Oracle", "paper"][:2] == ["81.8", "80.9"] and found["Oracle", "last"][1] == "25.0 (1)"
     assert "mean IoU" in text and "67.2" in text and "accuracy" not in text.splitlines()[0]
+
+
+def test_bodies_in_two_frames_do_not_meet_in_a_cell():
+    """With and without --unit-sphere: refused in Table II, rows of two names in an ordinary table."""
+    seg = dict(task="seg_F_A", backbone="dgcnn-seg", ssl="defrec", stage=1)
+    raw, unit = runs = [result(**seg), result(**seg, seed=1, unit_sphere=True)]
+    for run in runs:
+        for column in ("last", "source_val", "oracle"):
+            run["stage1"][column] = {"miou": 0.25, "step": 10}
+    with pytest.raises(UserError, match="differ"):
+        tables.table("2", runs)
+    assert tables.table("2", [raw]) and tables.table("2", [unit])
+    names = [line.split(" | ")[0] for line in evaluation.table(runs).splitlines()]
+    assert "| seg_F_A dgcnn-seg defrec low 0.7" in names and "| seg_F_A dgcnn-seg defrec low 0.7 (unit sphere)" in names
+
+
+def test_accuracy_and_iou_do_not_share_a_table(tmp_path):
+    """Runs of both kinds: TABLE has the classes, TABLE_seg the bodies; of one kind there is TABLE alone."""
+    seg = result(task="seg_F_A", backbone="dgcnn-seg", ssl="defrec", stage=1)
+    folders = []
+    for name, run in (("classes", result()), ("bodies", seg)):
+        for part in (run["stage1"], run["stage2"]):
+            if part:
+                part["curve"] = [{"step": 10, "source": 0.5, "target": 0.5}]
+                part |= {c: {"miou": 0.25, "step": 10} for c in evaluation.COLUMNS} if run is seg else {}
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        (folders[-1] / "result.json").write_text(json.dumps(run))
+    command(evaluation.main, "--table", tmp_path / "both", *folders)
+    classes, bodies = (tmp_path / f"both{end}.md" for end in ("", "_seg"))
+    assert "accuracy" in classes.read_text() and "seg_" not in classes.read_text()
+    assert "mean IoU" in bodies.read_text() and "M_S " not in bodies.read_text()
+    assert (tmp_path / "both_seg.csv").exists() and (tmp_path / "both_seg.png").exists()
+    command(evaluation.main, "--table", tmp_path / "one", folders[1])
+    assert "mean IoU" in (tmp_path / "one.md").read_text() and not (tmp_path / "one_seg.md").exists()
 
 
 def test_controls_have_rows_of_their_own():
