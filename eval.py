@@ -91,6 +91,18 @@ def read_json(path):
         raise UserError(f"{path}: missing or not JSON; give the folder of a run of stage1_ssl.py") from None
 
 
+def read_result(run):
+    """RUN/result.json; UserError where there is none, or another version of this code has written it."""
+    result = read_json(run / "result.json")
+    try:
+        known = set(FLAGS) <= last_stage(result)["flags"].keys()
+    except (KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(f"{run}/result.json: of another version of this code; run python eval.py --run {run} again")
+    return result
+
+
 def evaluate(run, root=None):
     """Join a run's predictions with the labels: writes RUN/result.json and pictures, returns the result."""
     config = read_json(run / "config.json")
@@ -188,9 +200,7 @@ def name_of(flags):
     parts += [] if flags["mtl"] in ("sum", None) else [flags["mtl"]]
     parts += ["scratch"] if flags["scratch"] else []
     parts += ["no GCN"] if flags["gcn_iters"] == 0 and not flags["task"].startswith("seg_") else []  # it has none
-    frame = [
-        text for text, given in (("y up", flags.get("up") == "y"), ("unit sphere", flags.get("unit_sphere"))) if given
-    ]
+    frame = [text for text, given in (("y up", flags["up"] == "y"), ("unit sphere", flags["unit_sphere"])) if given]
     parts += [f"({', '.join(frame)})"] if frame else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if flags["oracle"] else []))
 
@@ -205,9 +215,9 @@ def method_of(flags):
     base = flags["select"] == "all" or flags["ssl"] == "none"
     if seg and flags["oracle"]:
         return "Oracle"
-    if flags["oracle"] or flags.get("mtl", "sum") not in ("sum", None) or not (base or flags["select"] == "low"):
+    if flags["oracle"] or flags["mtl"] not in ("sum", None) or not (base or flags["select"] == "low"):
         return None
-    if flags["ssl"] == "selfdist" and (flags["pcm"] or flags.get("gcn_iters") == 0):
+    if flags["ssl"] == "selfdist" and (flags["pcm"] or flags["gcn_iters"] == 0):
         return None
     if base or method is None:
         return method
@@ -241,7 +251,7 @@ def table(results):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
     groups = defaultdict(list)
     for result, n, part in stages_of(results):
-        setting = [part["flags"].get(key) for key in FLAGS]
+        setting = [part["flags"][key] for key in FLAGS]
         groups[json.dumps([result["data"]["fingerprint"], setting, n])].append((n, part))
     head = ["setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "paper", "steps"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -256,7 +266,7 @@ def differences(results):
     for result, n, part in stages_of(results):
         flags = part["flags"]
         if not flags["oracle"] and flags["mtl"] in ("sum", None):
-            alike = [flags.get(key) for key in FLAGS if key not in ("select", *KNOBS)]
+            alike = [flags[key] for key in FLAGS if key not in ("select", *KNOBS)]
             setting = json.dumps([result["data"]["fingerprint"], alike, n])
             main = metrics_of(flags["task"].startswith("seg_"))[0]
             found = 100 * part["source_val"][main], flags, n
@@ -381,7 +391,7 @@ def main():
     if args.run:
         print(table([evaluate(args.run, args.data)]) + f"\n{args.run}")
         return
-    results = [read_json(run / "result.json") for run in args.runs]
+    results = [read_result(run) for run in args.runs]
     kinds = [[r for r in results if r["task"].startswith("seg_") == seg] for seg in (False, True)]
     args.table.parent.mkdir(parents=True, exist_ok=True)
     for kind, end in zip(kinds, ("", "_seg" if all(kinds) else "")):  # accuracy and IoU do not share a table

@@ -11,13 +11,13 @@ import data
 import evidence
 import figures
 from common import UserError
-from eval import last_stage, name_of, read_json, reported
+from eval import last_stage, name_of, read_json, read_result, reported
 
 
 # ---------------------------------------------------------------- Fig. 3, 8, 10: from finished runs
 def results_of(runs):
     """result.json of each run of classification; UserError when they are of different data or directions."""
-    results = [read_json(run / "result.json") for run in runs]
+    results = [read_result(run) for run in runs]
     if len({(r["data"]["fingerprint"], r["task"]) for r in results}) > 1 or results[0]["task"].startswith("seg_"):
         raise UserError("the runs differ in data or direction, or segment; give runs of one direction on the same data")
     return results

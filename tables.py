@@ -12,7 +12,7 @@ from pathlib import Path
 
 import data
 from common import Parser, UserError, cli, write_atomically
-from eval import COLUMNS, footer, method_of, name_of, read_json, reported, spread
+from eval import COLUMNS, footer, method_of, name_of, read_result, reported, spread
 
 LINES = {"last": "last", "source_val": "**source val**", "oracle": "oracle (a leak)"}
 SEG_TASKS = tuple(f"seg_{a}_{b}" for a in data.SEG_DOMAINS for b in data.SEG_DOMAINS if a != b)
@@ -77,7 +77,11 @@ def table(number, results):
             raise UserError(
                 f"{title} is {backbone} on {' '.join(directions)}; drop the run of {name_of(final(result)['flags'])}"
             )
-    alike = lambda r: (r["data"]["name"], r["points"], *map(final(r)["flags"].get, ("batch_size", "up", "unit_sphere")))
+    alike = lambda r: (
+        r["data"]["name"],
+        r["points"],
+        *(final(r)["flags"][key] for key in ("batch_size", "up", "unit_sphere")),
+    )
     trained = lambda r: data.split_task(r["task"], final(r)["flags"]["oracle"])[0]
     steps = {(trained(r), r["steps"]) for r in results}  # PointSegDA counts epochs of what is trained on
     if len(set(map(alike, results))) > 1 or len(steps) > len(set(map(trained, results))):
@@ -104,7 +108,7 @@ def main():
     )
     parser.add_argument("--out", type=Path, help="default: results/tableN")
     args = parser.parse_args()
-    results = [read_json(run / "result.json") for run in args.runs if (run / "result.json").exists()]
+    results = [read_result(run) for run in args.runs if (run / "result.json").exists()]
     text, path = table(args.number, results), f"{args.out or f'results/table{args.number}'}.md"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())

@@ -12,14 +12,16 @@ import eval as evaluation
 import tables
 import trains
 from common import UserError
-from fixtures import command, some
+from fixtures import command, refusal, some
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, **more):
     """A result.json as far as the tables read it."""
-    flags = dict(task=task, backbone="dgcnn", ssl=ssl, pcm=False, select=select, beta=0.7, alpha=1.0, measure=None)
+    flags = dict.fromkeys(evaluation.FLAGS) | dict(
+        task=task, backbone="dgcnn", ssl=ssl, pcm=False, select=select, beta=0.7, alpha=1.0, measure=None
+    )
     flags |= dict(mtl="sum", oracle=False, batch_size=64, scratch=False, gcn_iters=1000, seed=seed, steps=10, points=64)
     flags |= more
     part = {column: {"acc": acc, "mean_acc": acc, "step": 10} for column in ("last", "source_val", "oracle")}
@@ -104,6 +106,16 @@ def test_accuracy_and_iou_do_not_share_a_table(tmp_path):
     assert (tmp_path / "both_seg.csv").exists() and (tmp_path / "both_seg.png").exists()
     command(evaluation.main, "--table", tmp_path / "one", folders[1])
     assert "mean IoU" in (tmp_path / "one.md").read_text() and not (tmp_path / "one_seg.md").exists()
+
+
+def test_a_result_of_another_version_is_one_line(tmp_path):
+    """Without a flag that rows are told apart by, or of another form: the remedy is the command that writes it."""
+    old = result()
+    del old["stage2"]["flags"]["unit_sphere"]
+    for content in (old, {}, []):
+        (tmp_path / "result.json").write_text(json.dumps(content))
+        for main, argv in ((evaluation.main, ["--table", tmp_path / "t"]), (tables.main, ["1"])):
+            assert f"eval.py --run {tmp_path}" in refusal(lambda: command(main, *argv, tmp_path))
 
 
 def test_controls_have_rows_of_their_own():
