@@ -89,6 +89,7 @@ run: $(RUN)/stage$(STAGE).pt | $(VENV)
 	@$(PY) eval.py --run $(RUN)
 
 $(RUN)/stage1.pt: | $(VENV)
+	$(if $(filter pcgrad cagrad,$(OTHER)),@$(EXTRAS))
 	$(PY) stage1_ssl.py --task $(TASK) --data $(DATA) --backbone $(BACKBONE) $(SSLFLAGS) $(SELECTFLAGS) --beta $(BETA) --seed $(SEED) $(if $(STEPS),--steps $(STEPS)) $(ARGS) --out $(@D)
 
 $(RUN)/stage2.pt: $(RUN)/stage1.pt | $(VENV)
@@ -171,6 +172,7 @@ fig5: fig-need-low
 fig7: fig-need-low
 	@$(PY) analysis.py $@ --init $(call figrun,low)/stage1.pt --seed $(SEED) $(ARGS2) --out $(FIGOUT)
 fig11: fig-need-all fig-need-low
+	@$(EXTRAS)
 	@$(PY) analysis.py $@ --ckpt $(foreach s,all low,$(call figrun,$(s))/stage$(FIGSTAGES).pt) --out $(FIGOUT)
 
 # Fig. 8, 10: every beta at alpha 1, every alpha at the default beta; SEEDS="0 1 2" pools seeds
@@ -183,9 +185,9 @@ fig8-%: | havedata
 fig8: $(addprefix fig8-,$(sort $(FIG8)))
 	@$(PY) analysis.py $@ $(foreach c,$(sort $(FIG8)),$(call folder,$(TASK),$(SSL),low,$(call knob,$(c),3),$(call knob,$(c),1),$(call alpha,$(c)))) --beta $(BETA) --out $(FIGOUT)
 
-CSV ?= results/fig1.csv
+CSV ?= results/persample.csv
 anm: | $(VENV)
-	@[ -e "$(CSV)" ] || $(MAKE) --no-print-directory fig1 OUT=$(basename $(CSV))
+	@[ -e "$(CSV)" ] || $(MAKE) --no-print-directory $(if $(findstring fig1,$(CSV)),fig1,persample) OUT=$(basename $(CSV))
 	@$(PY) analysis.py $@ --csv $(CSV) --out $(FIGOUT)
 
 figures:

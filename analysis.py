@@ -7,7 +7,7 @@ here is reported elsewhere.
     python analysis.py --help                    # all of them; `make help` has the make targets
 
 Each writes OUT.png, the numbers behind it as OUT.csv, settings and statistics as OUT.json, and prints one line.
-fig1, fig4, fig6 and persample train stage 1 in a temporary folder, fig7 stage 2, and look on before every K-th step:
+fig1, fig4, fig6 and persample train stage 1 in a temporary folder, fig7 stage 2, and measure before every K-th step:
 conflict.py measures, figures.py draws, evidence.py has the statistics. fig3, fig5, fig8, fig11 read finished runs, anm
 the csv of fig1 or persample (finished.py); lesson trains twice and puts most of them on one sheet.
 measure compares the two modes of the measuring pass (`--measure train`, `--measure eval`) at three moments of a run.

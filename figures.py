@@ -87,21 +87,21 @@ def conflict_scatter(axes, series, mode, found):
     axes.figure.colorbar(dots, ax=axes, label="training step")
 
 
-def conflict_in_time(axes, series):
-    """The same against the step: what drifts with training correlates with whatever else does."""
+def conflict_in_time(axes, series, mode):
+    """Skewness and conflict against the step: what drifts with training correlates with whatever else does."""
     axes.plot(series["step"], series["cos"], color="C0", lw=1)
     axes.axhline(0, color="grey", lw=0.5)
     axes.set(xlabel="training step", ylabel="cos(G_ssl, G_oracle), blue")
     other = axes.twinx()
-    other.plot(series["step"], series["skewness_train"], color="C1", lw=1)
-    other.set_ylabel("mean skewness, train mode, orange")
+    other.plot(series["step"], series[f"skewness_{mode}"], color="C1", lw=1)
+    other.set_ylabel(f"mean skewness, {mode} mode, orange")
 
 
 def draw_fig1(series, found, title):
     figure, axes = page(13, 4, title, 1, 3)
     for ax, mode in zip(axes[0], ("train", "eval")):
         conflict_scatter(ax, series, mode, found[mode])
-    conflict_in_time(axes[0, 2], series)
+    conflict_in_time(axes[0, 2], series, "train")
     return figure
 
 
@@ -360,7 +360,7 @@ def draw_lesson(panels, steps, title):
     skewness_histogram(figure.add_subplot(grid[1, 2]), skewness, "source test clouds, eval mode")
     group_curves(figure.add_subplot(grid[1, 3]), groups, steps, "ssl", "self-supervised loss", 10)
     conflict_scatter(figure.add_subplot(grid[2, 0]), series, "eval", found)
-    conflict_in_time(figure.add_subplot(grid[2, 1]), series)
+    conflict_in_time(figure.add_subplot(grid[2, 1]), series, "eval")
     bars = figure.add_subplot(grid[2, 2:])
     auc_bars(bars, [row for row in table if row["step"] == ""])
     bars.set_title("does a score predict that a sample's own gradient conflicts? (right of .5: yes)", fontsize=9)

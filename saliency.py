@@ -1,9 +1,9 @@
 """SM-DSB on one screen: how skewed is a cloud's saliency map, and which samples keep their self-supervised loss.
 
-A labelled cloud whose 3D saliency map (Sec. III-A) is strongly skewed rests its class on a few points; the paper finds
+A labelled cloud whose 3D saliency map (Sec. III-A) has a high skewness rests its class on a few points; the paper finds
 that its self-supervised gradient then tends to oppose the classification on the target. No target label is needed.
 
-    sk  = measure(model, points, labels, loss=ce)     # (B,) skewness of each cloud's saliency map
+    sk  = measure(model, points, loss=ce)             # (B,) skewness of each cloud's saliency map
     lam = select(sk, beta=0.7)                        # (B,) True where the self-supervised loss stays
     loss = ce.mean() + weight * (lam * ssl_loss).mean()
 
@@ -26,7 +26,10 @@ def saliency_map(points, grad, alpha=1.0):
     """Eq. (4): first-order change of the loss when a point moves towards the core of its cloud, per point.
 
     points (B, N, 3), any unit of length; grad (B, N, 3) = dL/dpoints; alpha >= 0 rescales the radius -> (B, N).
+    Raises ValueError for another shape, such as (B, 3, N).
     """
+    if points.shape[-1] != 3 or grad.shape != points.shape:
+        raise ValueError(f"saliency_map: points and grad are (B, N, 3), not {(*points.shape,)} and {(*grad.shape,)}")
     x = points.detach()
     core = x.sort(dim=1).values  # torch.median takes the lower middle; the core is the mean of the two
     core = (core[:, (x.shape[1] - 1) // 2] + core[:, x.shape[1] // 2]) / 2  # (B, 3), per-axis median, constant
@@ -71,7 +74,10 @@ def measure(model, points, labels=None, *, loss=None, alpha=1.0, mode="train"):
     requires grad; the graph is retained. Without it a pass of its own is made: mode "train" with batch statistics and
     dropout, "eval" with running statistics and none, so that a score does not depend on the rest of the batch
     (Zheng et al. 2019). labels: (B,), or (B, N) for per-point logits; None takes the predicted class.
+    Raises ValueError for another mode, or for "eval" with a loss, whose pass is already made.
     """
+    if mode not in ("train", "eval") or (loss is not None and mode == "eval"):
+        raise ValueError(f"measure: mode is train or eval, and eval makes its own pass without loss=, not {mode!r}")
     if loss is not None:
         (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=True)
         return skewness(saliency_map(points, grad, alpha))

@@ -6,7 +6,7 @@
 M has clean surfaces of one style; S the same ten classes in more styles and proportions; SC simulated depth
 scans of further objects of both kinds. The bodies of seg_* differ in pose, girth, sampling and noise.
 A shape is a soup of triangles in metres, z up, front towards -y, all closed or two-sided and wound outwards.
-Numbers made from these shapes are not PointDA-10 numbers. Method 2.4 and 2.3.
+Numbers made from these shapes are not PointDA-10 numbers.
 """
 
 import math

@@ -201,3 +201,14 @@ def test_masks_freeze_halves_both_domains_and_low_never_filters_the_target():
     for keep, n in (("low", 6), ("high", 6), ("random", 6), ("all", 8)):
         lam_s, lam_t = masks(sk, SimpleNamespace(select=keep, beta=0.7), 8, 6, g)
         assert int(lam_s.sum()) == n and lam_t.all()
+
+
+def test_what_would_give_a_wrong_score_silently_is_refused():
+    """Channels first, an unknown mode, and eval mode asked of a pass that is already made."""
+    model, x = models.build("pointnet"), torch.randn(3, 16, 3)
+    with pytest.raises(ValueError, match="B, N, 3"):
+        saliency_map(x.transpose(1, 2), x.transpose(1, 2))
+    with pytest.raises(ValueError, match="'Train'"):
+        measure(model, x, mode="Train")
+    with pytest.raises(ValueError, match="eval"):
+        measure(model, x, loss=x.sum(), mode="eval")
