@@ -434,6 +434,10 @@ def main():
             raise UserError(f"--task {args.task}: the paper's figures are of classification; choose M_S, M_SC, ...")
         if args.ssl == "none" and args.what != "measure":
             raise UserError("--ssl none: without a self-supervised gradient there is no conflict; choose another task")
+        if args.pcm and args.what in ("fig4", "fig6", "lesson"):
+            raise UserError(
+                f"--pcm with {args.what}: it looks at the step's own losses, not at mixtures; drop the flag"
+            )
         args.oracle = False
         settle(args)
         if "every" in args:

@@ -287,7 +287,13 @@ class Run:
     def begin(self, **data):
         """Record what the run is (arguments, commit, versions, data) before its first step."""
         self._compare("data", data)
-        self.config = {"args": plain(self.args), "data": data, **provenance(self.args.device)}
+        origin, before = provenance(self.args.device), self.record.get(f"stage{self.stage}", {})
+        for key in ("commit", "device"):  # a run that goes on elsewhere names all of its places
+            if before.get(key, origin[key]).split(", then ")[-1] != origin[key]:
+                origin[key] = f"{before[key]}, then {origin[key]}"
+            else:
+                origin[key] = before.get(key, origin[key])
+        self.config = {"args": plain(self.args), "data": data, **origin}
         self.record[f"stage{self.stage}"] = self.config
         write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
         stopping = self.stopping
@@ -391,7 +397,7 @@ class Run:
             raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
 
     def evaluate(self, step, student, task, source, labels, target):
-        """Append argmax predictions of both sets; keep the moment best on the *source*. No target label here."""
+        """Append argmax predictions of both sets; keep the moment best on the *source*. No target label but --oracle's."""
         predicted = [predict(student, points) for points in (source, target)]
         accuracy = quality(labels.cpu().numpy(), predicted[0])
         self.moments.append((step, *predicted))

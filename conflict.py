@@ -83,7 +83,7 @@ def gradients(model, task, s, u, y_t, g, lam=None):
     with frozen(model, task):
         ce = lambda x, y: encoder_gradient(F.cross_entropy(model(x), y), model)
         ssl_s, ssl_t = task(model, s, None, g), task(model, u, None, g)
-        lam_s, lam_t = lam or (torch.ones_like(ssl_s), torch.ones_like(ssl_t))
+        lam_s, lam_t = lam or (torch.ones_like(loss, dtype=torch.bool) for loss in (ssl_s, ssl_t))
         L_ssl = ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
         return ce(s.x, s.y), encoder_gradient(L_ssl, model), ce(u.x, y_t)
 
@@ -112,7 +112,9 @@ def group_losses(t, args, model, task, src, tgt):
     These are the losses that the step itself will have, batch statistics and dropout included.
     """
     s, _, _, g = batch_of(t, args, task, src, tgt)
-    low = select(step_skewness(t, args, model, s, args.measure or "train"), args.beta)
+    sk = step_skewness(t, args, model, s, args.measure or "train")
+    low = select(sk, args.beta)
+    stage1_ssl.masks(sk, args, len(s.x), len(s.x), g)  # what it draws, the step draws before its task does
     model, task = copy.deepcopy(model), copy.deepcopy(task)  # train mode moves the statistics
     with own_rng(args.device, args.seed, "dropout 1", t), torch.no_grad():
         features = model.encoder(s.x)

@@ -1,4 +1,4 @@
-"""The statistics behind the figures, numpy and scipy alone: do two series go together, does a score predict conflict,
+"""The statistics behind the figures, in numpy and scipy: do two series go together, does a score predict conflict,
 which of two quantities is the cause? Every interval is a 95 % percentile interval of a seeded bootstrap.
 
     correlations(x, y, seed)             # Fig. 1: Pearson, Spearman, of the steps of one run
@@ -86,7 +86,8 @@ def prediction(scores, cosines, seed):
     """AUC of `scores` for "cosine below 0", and Spearman's rho with -cosine: above .5 (0) as the paper claims.
 
     scores, cosines (M, n): n samples at M moments -> M dicts auc, auc_interval, rho, rho_interval, and one for the
-    mean of the moments, whose resamples draw a sample with all its moments. nan where all or none of them conflict.
+    mean of the moments that have an AUC, whose resamples draw a sample with all its moments. nan where all or none of
+    them conflict.
     A sample whose gradient vanished at some moment has no cosine and is left out.
     """
     sound = np.isfinite(scores).all(0) & np.isfinite(cosines).all(0)

@@ -91,8 +91,9 @@ def neighbour_max(b, idx):
 
 def point_max(x, weight):
     """max_n weight.x_n over the points n of each cloud: (B, N, C), (O, C) -> (B, O)."""
+    clouds = x.split(1 if x.device.type == "cpu" else 16)  # one cloud stays in a CPU's cache; a GPU wants few launches
     with torch.no_grad():
-        winner = torch.stack([(weight @ cloud.T).argmax(1) for cloud in x])  # (B, O)
+        winner = torch.cat([(weight @ some.transpose(1, 2)).argmax(2) for some in clouds])  # (B, O)
     winner = winner + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     rows = x.flatten(0, 1).index_select(0, winner.flatten())  # (B.O, C)
     return (rows.view(len(x), *weight.shape) * weight).sum(-1)
@@ -493,7 +494,3 @@ class EMA:
                 mine.lerp_(theirs, 1 - decay)
             else:
                 mine.copy_(theirs)  # the step count of a batch norm
-
-    @torch.no_grad()
-    def __call__(self, points):
-        return self.model(points)

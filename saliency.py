@@ -56,7 +56,7 @@ def select(score, beta=0.7, keep="low", generator=None):
     """
     if keep not in ("low", "high", "random", "all") or not 0 <= beta <= 1:
         raise ValueError(f"select: keep is low, high, random or all and beta in [0, 1], not {keep!r}, {beta!r}")
-    n = math.floor(len(score) * beta + 0.5)  # halves up
+    n = math.floor(round(len(score) * beta, 9) + 0.5)  # halves up; 45 * .7 is a half but for its rounding
     if keep == "all" or n >= len(score):
         return torch.ones_like(score, dtype=torch.bool)
     if keep == "random":

@@ -5,7 +5,7 @@
     task.weight(t / T), task.cls_weight                             the weights of L_ssl and L_c
     task.own_pass                                                   False if it reuses the labelled pass (`features`)
 
-A further task is one more such class and a line in `build`. Everything is batched: no loop over clouds.
+A further task is one more such class, a line in `build` and its name in common.SSL_TASKS. Everything is batched: no loop over clouds.
 """
 
 import math
@@ -41,7 +41,7 @@ def combine(loss_s, lam_s, loss_t, lam_t, pooled):
 
     pooled divides by B_s + B_t (self-distillation), otherwise each domain by its own B; kept or not, B stays.
     """
-    masked_s, masked_t = (loss_s * lam_s).sum(), (loss_t * lam_t).sum()
+    masked_s, masked_t = loss_s.where(lam_s, 0).sum(), loss_t.where(lam_t, 0).sum()
     if pooled:
         return (masked_s + masked_t) / (len(loss_s) + len(loss_t))
     return masked_s / len(loss_s) + masked_t / len(loss_t)
@@ -295,7 +295,9 @@ def normals(points, k=20):
     index = knn(points, k)
     near = data.gather_points(points, index.flatten(1)).view(B, N, -1, 3)
     near = near - near.mean(2, keepdim=True)
-    return torch.linalg.eigh(near.transpose(2, 3) @ near).eigenvectors[..., 0]  # of the smallest eigenvalue
+    scatter = (near.transpose(2, 3) @ near).flatten(0, 1)  # (B.N, 3, 3), in parts: CUDA's solver has a limit near 2^15
+    vectors = [torch.linalg.eigh(part).eigenvectors[..., 0] for part in scatter.split(1 << 14)]  # least eigenvalue
+    return torch.cat(vectors).view(B, N, 3)
 
 
 def cardinality(points, radius, per_bin=2, spare=0):

@@ -174,9 +174,10 @@ def load(args, run, expected=None):
     src, tgt = data.split_task(args.task, args.oracle)
     src, tgt = data.load_domain(args.data, src), data.load_domain(args.data, tgt, labels=False)
     src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))
-    if expected and data.fingerprint(src, tgt) != expected:
+    fingerprint = data.fingerprint(src, tgt)
+    if expected and fingerprint != expected:
         raise UserError(f"--data {args.data}: not the clouds that --init was trained on; give the same data")
-    run.begin(name=data.data_name(args.data, src, tgt), fingerprint=data.fingerprint(src, tgt))
+    run.begin(name=data.data_name(args.data, src, tgt), fingerprint=fingerprint)
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
     if args.oracle:
         print("ORACLE: supervised with target labels; a bound, never a result of adaptation")

@@ -66,7 +66,7 @@ def verdict(rows, finite, asked):
 
 def asked_for(select, beta, B):
     """How many of B samples a step is to keep."""
-    return B if select == "all" else min(B, math.floor(B * beta + 0.5))
+    return B if select == "all" else min(B, math.floor(round(B * beta, 9) + 0.5))
 
 
 def main():

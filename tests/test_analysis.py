@@ -460,6 +460,7 @@ def test_neighbour_agreement_counts_neighbours():
         (["fig1", *TINY, "--ssl", "none"], "--ssl none"),
         (["persample", "--task", "seg_F_A", "--data", "shapes", "--ssl", "defrec"], "seg_F_A"),
         (["fig4", *TINY, "--betas", "2"], "--betas"),
+        (["fig6", *TINY, "--ssl", "defrec", "--pcm"], "--pcm"),
         (["fig2"], "fig2"),
     ],
 )

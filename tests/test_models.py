@@ -287,16 +287,16 @@ def test_teacher_is_apart_and_in_eval_mode():
     """The teacher needs no gradient, shares no memory with the student and stays in eval mode."""
     student = fresh("pointnet")
     teacher, x = models.EMA(student), clouds(2, 16, dtype=torch.float32)
-    before = teacher(x)
+    before = teacher.model(x)
     with torch.no_grad():
         for p in student.parameters():
             p.add_(1)
     student.train()
-    assert torch.equal(teacher(x), before) and not before.requires_grad
+    assert torch.equal(teacher.model(x), before) and not before.requires_grad
     assert not any(part.training for part in teacher.model.modules())
     assert not any(p.requires_grad for p in teacher.model.parameters())
     teacher.update(student, 0)  # the first step forgets the start
-    assert torch.equal(teacher(x), student.eval()(x))
+    assert torch.equal(teacher.model(x), student.eval()(x))
 
 
 def test_the_segmenter_has_batch_norm_in_its_head_alone():

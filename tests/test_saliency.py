@@ -212,3 +212,8 @@ def test_what_would_give_a_wrong_score_silently_is_refused():
         measure(model, x, mode="Train")
     with pytest.raises(ValueError, match="eval"):
         measure(model, x, loss=x.sum(), mode="eval")
+
+
+def test_a_half_is_rounded_up_whatever_the_float_says():
+    """45 * .7 is 31.5, in floating point a little less: 32 are kept."""
+    assert select(torch.arange(45.0), 0.7).sum() == 32 and select(torch.arange(45.0), 0.3).sum() == 14

@@ -101,6 +101,8 @@ def test_masked_losses_keep_the_base_denominators(pooled, expected):
     s, t = torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20])
     lam = torch.tensor([True, False, True])
     assert ssl_tasks.combine(s, lam, t, torch.tensor([True, True]), pooled).item() == pytest.approx(expected)
+    s = s.masked_fill(~lam, math.inf)  # what is masked is not even looked at
+    assert ssl_tasks.combine(s, lam, t, torch.tensor([True, True]), pooled).item() == pytest.approx(expected)
 
 
 def test_self_distillation_is_cross_entropy_to_the_teacher():

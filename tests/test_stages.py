@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -238,8 +239,6 @@ def test_adjacency_is_the_dense_formula():
 
 def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
     """After step t each class has floor(n_c t / T) confident samples, and who was confident stays so."""
-    from types import SimpleNamespace
-
     args = SimpleNamespace(seed=0, gcn_iters=2, steps=20)
     model = common.model_of(common.load_checkpoint(run / "stage1.pt"))
     clouds = data.load_domain(root, "SC", labels=False).train[:, :32]
@@ -255,8 +254,6 @@ def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
 
 def test_the_union_stream_labels_who_is_who(root, run):
     """Source samples come first with weight 1 and their labels, pseudo-labelled ones with .2; one pass sees all once."""
-    from types import SimpleNamespace
-
     import models
     import ssl_tasks
 
@@ -365,6 +362,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
     assert "No space left" in error_of(lambda: stage1(root, out))
     assert common.load_checkpoint(out / "last1.pt")["step"] == 4
     assert not list(out.glob("*.tmp"))
+
+
+def test_a_run_that_goes_on_elsewhere_names_both_places(tmp_path, monkeypatch):
+    """Commit and device of every part of a run that was stopped and resumed."""
+    for commit, device in (("a", "CPU"), ("a", "CPU"), ("b", "CPU"), ("b", "GPU"), ("b", "GPU")):
+        monkeypatch.setattr(common, "provenance", lambda _, c=commit, d=device: {"commit": c, "device": d})
+        with common.Run(tmp_path, 1, SimpleNamespace(steps=1, device="cpu")) as run:
+            run.begin(name="x", fingerprint="y")
+    config = json.loads((tmp_path / "config.json").read_text())["stage1"]
+    assert config["commit"] == "a, then b" and config["device"] == "CPU, then GPU"
 
 
 def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(root, tmp_path, monkeypatch):
