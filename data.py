@@ -402,7 +402,9 @@ def subsample(points, n, generator):
 def evaluation_subset(points, n, labels=None):
     """The same n points of each cloud in every run and on every device, (m, P, 3) -> (m, n, 3); labels (m, P) alike."""
     generator = torch.Generator().manual_seed(seed_of("evaluation", n))
-    index = subsample_index(points, n, generator).to(points.device)
+    index = (
+        subsample_index(points, n, generator).sort(1).values.to(points.device)
+    )  # topk's own order is nobody's promise
     chosen = gather_points(points, index)
     if labels is None:
         return chosen

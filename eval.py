@@ -11,6 +11,7 @@ Table I's caption speaks of selection on the test set.
 import argparse
 import csv
 import json
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -346,11 +347,12 @@ def as_csv(results):
 
 def draw_curves(path, results):
     """Target accuracy over both stages, one line for each run, one colour for each setting."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot()
-    colours = {}
+    colours, palette = {}, colormaps["tab20"].colors
     for r in results:
         begin, curve = 0, []
         for _, n, part in stages_of([r]):
@@ -360,11 +362,13 @@ def draw_curves(path, results):
                 axes.axvline(begin, color="grey", lw=0.5)
         name = name_of(part["flags"])
         label = None if name in colours else name  # seeds share a colour and a line of the legend
-        axes.plot(*zip(*curve), marker=".", color=colours.setdefault(name, f"C{len(colours)}"), label=label)
-    titles = "; ".join(sorted({f"{r['data']['name']}, n = {r['n_test']}" for r in results}))
+        axes.plot(*zip(*curve), marker=".", color=colours.setdefault(name, palette[len(colours) * 2 % 19]), label=label)
+    names = "\n".join(textwrap.wrap("; ".join(sorted({r["data"]["name"] for r in results})), 100))
+    n = ", ".join(f"{task} n = {n}" for task, n in sorted({(r["task"], r["n_test"]) for r in results}))
     metric = "mean IoU" if results[0]["task"].startswith("seg_") else "accuracy"
-    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"target test {metric}", title=titles)
-    axes.legend(fontsize=7)
+    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"target test {metric}")
+    axes.set_title(f"{names}\n{n}", fontsize=8)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
 
 
