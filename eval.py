@@ -282,8 +282,8 @@ def differences(results):
                 pooled.setdefault(n, defaultdict(list))[other] += gaps[other]
     error = lambda v: f"{np.mean(v):+.1f} ± {np.std(v, ddof=1) / len(v) ** 0.5:.1f} ({len(v)})" if len(v) > 1 else ""
     for n, gaps in pooled.items():  # a run's two stages are not independent
-        name = f"all of stage {n}, ± standard error (pairs)"
-        lines.append(f"| {name} | " + " | ".join(error(gaps[o]) for o in others) + " |")
+        texts = [error(gaps[o]) for o in others]
+        lines += [f"| all of stage {n}, ± standard error (pairs) | {' | '.join(texts)} |"] if any(texts) else []
     head = ["| low minus, points, ± std over seeds | all | random | high |", "|---|---|---|---|"]
     return [*head, *lines, ""] if lines else []
 
