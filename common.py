@@ -171,7 +171,7 @@ def provenance(device):
     here = Path(__file__).parent
     run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True).stdout.strip()
     git = run if shutil.which("git") else lambda *a: ""  # an unpacked archive on a slim machine
-    dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    dirty = "+changes" if git("status", "--porcelain", "--untracked-files=no", ".", ":!results") else ""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     return {
