@@ -93,26 +93,14 @@ def encoder_table(device, repeats):
 
 # ---------------------------------------------------------------- one step of each stage
 def flags(ssl, measure, B, device):
-    return SimpleNamespace(
-        task="M_SC",
-        ssl=ssl,
-        pcm=False,
-        select="low" if measure else "all",
-        measure=measure,
-        beta=0.7,
-        alpha=1.0,
-        mtl="sum",
-        points=1024,
-        seed=0,
-        steps=100,
-        batch_size=B,
-        device=device,
-        perturb=[0.1, 0.05],
-    )
+    """A run's flags as stage 1 has them, unmasked where nothing is measured."""
+    here = dict(task="M_SC", ssl=ssl, select="low" if measure else "all", measure=measure, device=device)
+    sizes = dict(points=1024, batch_size=B, steps=100, perturb=[0.1, 0.05])
+    return SimpleNamespace(**stage1_ssl.DEFAULTS | here | sizes)
 
 
 def step_of(stage, backbone, ssl, measure, B, device):
-    """A function that takes one whole optimiser step of a stage on random clouds, half of B from each domain."""
+    """A function that takes one whole optimiser step of a stage on random clouds, half of B from each domain -> log row."""
     torch.manual_seed(0)
     args = flags(ssl, measure, B, device)
     model = models.build(backbone).to(device)
@@ -125,13 +113,14 @@ def step_of(stage, backbone, ssl, measure, B, device):
     def step(t=50):
         optimizer.zero_grad()
         if stage == 1:
-            stage1_ssl.backward(t, args, model, task, x[: B // 2], y[: B // 2], x[B // 2 :])
+            row = stage1_ssl.backward(t, args, model, task, x[: B // 2], y[: B // 2], x[B // 2 :])
         else:
             g = generator(device, 0, "bench")
             s, w, is_pseudo = stage2_pseudo.labelled_batch(t, args, task, src, tgt, pseudo, g)
-            stage2_pseudo.backward(t, args, model, task, s, w, is_pseudo, x[B // 2 :], tgt, g)
+            row = stage2_pseudo.backward(t, args, model, task, s, w, is_pseudo, x[B // 2 :], tgt, g)
         optimizer.step()
         task.after_step(model, t)
+        return row
 
     return step
 

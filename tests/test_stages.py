@@ -1,6 +1,7 @@
 """Both stages on a tiny data set: determinism, resuming, no target label, equivalences, and errors of the user's."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import bench
 import common
 import data
 import stage1_ssl
@@ -362,6 +364,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
     assert "No space left" in error_of(lambda: stage1(root, out))
     assert common.load_checkpoint(out / "last1.pt")["step"] == 4
     assert not list(out.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_bench_takes_whole_steps(stage):
+    """With and without measuring, with flags as the stages have them now."""
+    for measure, kept in (("train", 1), (None, 2)):
+        row = bench.step_of(stage, "pointnet", "defrec", measure, 4, "cpu")()
+        assert row["kept"] == kept and math.isfinite(row["loss"])
 
 
 def test_a_run_that_goes_on_elsewhere_names_both_places(tmp_path, monkeypatch):
