@@ -100,7 +100,7 @@ def flags(ssl, measure, B, device):
 
 
 def step_of(stage, backbone, ssl, measure, B, device):
-    """A function that takes one whole optimiser step of a stage on random clouds, half of B from each domain -> log row."""
+    """A function that takes one optimiser step of a stage on random clouds, half of B from each domain -> log row."""
     torch.manual_seed(0)
     args = flags(ssl, measure, B, device)
     model = models.build(backbone).to(device)
