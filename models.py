@@ -91,9 +91,10 @@ def neighbour_max(b, idx):
 
 def point_max(x, weight):
     """max_n weight.x_n over the points n of each cloud: (B, N, C), (O, C) -> (B, O)."""
-    clouds = x.split(1 if x.device.type == "cpu" else 16)  # one cloud stays in a CPU's cache; a GPU wants few launches
-    with torch.no_grad():
-        winner = torch.cat([(weight @ some.transpose(1, 2)).argmax(2) for some in clouds])  # (B, O)
+    best = lambda some: (weight @ some.transpose(-1, -2)).argmax(-1)  # (O,) of a cloud, (B, O) of several
+    with torch.no_grad():  # a CPU's cache holds one cloud; a GPU wants few launches
+        one_by_one = x.device.type == "cpu"
+        winner = torch.stack(list(map(best, x))) if one_by_one else torch.cat(list(map(best, x.split(16))))  # (B, O)
     winner = winner + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     rows = x.flatten(0, 1).index_select(0, winner.flatten())  # (B.O, C)
     return (rows.view(len(x), *weight.shape) * weight).sum(-1)
