@@ -213,5 +213,4 @@ data: | $(VENV)
 	@$(PY) download.py $(DATA)
 
 clean:
-	rm -rf .cache .pytest_cache __pycache__ tests/__pycache__
-	grep -ls '"data": "shapes"' runs/*/config.json | xargs -r dirname | xargs -r rm -rf
+	@python3 extras/clean.py
