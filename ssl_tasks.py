@@ -1,13 +1,15 @@
 """The self-supervised tasks that SM-DSB plugs into (Sec. IV-A of the paper), each one class with one interface.
 
     task.views(points, labels, key, source, generator) -> View      the augmented batch of one domain
+    task.labelled(view, generator) -> x, mixture                    what is classified: the view, or PCM's mixed clouds
     task(model, view, features, generator) -> (B,)                  per-sample loss, so that samples can be masked
     task.weight(t / T), task.cls_weight                             the weights of L_ssl and L_c
-    task.own_pass                                                   False if it reuses the labelled pass (`features`)
+    task.reuses                                                     True if it takes the labelled pass's `features`
 
-A further task is one more such class, a line in `build` and its name in common.SSL_TASKS. Everything is batched: no loop over clouds.
+A further task is one more such class and a line in TASKS. Everything is batched: no loop over clouds.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from models import EMA, PerPointHead, knn
+from engine.fast import knn
+from models import GLOBAL, PerPointHead
 
 
 @dataclass
@@ -44,29 +47,13 @@ def combine(loss_s, lam_s, loss_t, lam_t, pooled):
     masked_s, masked_t = loss_s.where(lam_s, 0).sum(), loss_t.where(lam_t, 0).sum()
     if pooled:
         return (masked_s + masked_t) / (len(loss_s) + len(loss_t))
-    return masked_s / len(loss_s) + masked_t / len(loss_t)
-
-
-def build(name, model, n, src_key, tgt_key):
-    """The task called `name` for `model` and clouds of n points, with the heads it needs."""
-    crop, seg = data.is_synthetic_to_real(src_key, tgt_key), src_key.startswith("seg_")
-    if name == "selfdist":
-        return SelfDistillation(model, n, crop)
-    if name == "none":
-        return PlainNoTask(n) if seg else NoTask(n, crop)
-    if name == "defrec":
-        return DeformationReconstruction(model, n, 0.05 if seg else 0.5)
-    if name == "gast":
-        return GeometryAwareSelfTraining(n)
-    if name == "mlsp":
-        return MaskedLocalStructure(model, n, **(MLSP_BODIES if seg else {}))
-    raise ValueError(f"build: no self-supervised task is called {name!r}")
+    return masked_s / len(loss_s) + masked_t / len(loss_t)  # Eq. (6)
 
 
 class Task(nn.Module):
     """Defaults: rotate about z and jitter both domains, no teacher, a forward pass of the task's own."""
 
-    cls_weight, own_pass, pooled, teacher = 1.0, True, False, None
+    cls_weight, reuses, pooled, teacher, bodies = 1.0, False, False, None, False  # bodies: made for PointSegDA, too
 
     def __init__(self, n):
         super().__init__()
@@ -80,36 +67,57 @@ class Task(nn.Module):
             return View(*data.plain_view_labelled(points, labels, self.n, generator))
         return View(data.plain_view(points, self.n, generator), labels)
 
+    def labelled(self, view, generator):
+        """Clouds to classify (B, n, 3), and whose labels count how much: [(share, index of samples), ...]."""
+        return view.x, [(1.0, slice(None))]
+
     def after_step(self, model, t):
         """Called when the optimiser has taken step t."""
 
 
 # ---------------------------------------------------------------- none, self-distillation (Cardace et al., WACV 2023)
-class PlainNoTask(Task):
-    """No adaptation: the labelled loss alone."""
+class NoTask(Task):
+    """No adaptation: the labelled loss alone; classes in self-distillation's view, so that only L_ssl differs."""
+
+    bodies = True
+
+    def __init__(self, model, n, direction):
+        super().__init__(n)
+        self.strong, self.crop = not direction.per_point, direction.crop
+
+    def views(self, points, labels, key, source, generator):
+        if not self.strong:
+            return super().views(points, labels, key, source, generator)
+        return View(data.strong_view(points, self.n, generator, source=source, crop=self.crop), labels)
 
     def forward(self, model, view, features, generator):
         return view.x.new_zeros(len(view.x))
 
 
-class NoTask(PlainNoTask):
-    """The same on the labelled view that self-distillation has, for classification."""
+class EMA:
+    """The teacher: moving average of a student's weights and float buffers, always in eval mode."""
 
-    def __init__(self, n, crop):
-        super().__init__(n)
-        self.crop = crop
+    def __init__(self, student):
+        self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
-    def views(self, points, labels, key, source, generator):
-        return View(data.strong_view(points, self.n, generator, source=source, crop=self.crop), labels)
+    @torch.no_grad()
+    def update(self, student, t):
+        """Move towards the student of step t = 0, 1, ...; a small decay at first forgets the random start."""
+        decay = min(0.999, 1 - 1 / (t + 1))
+        for mine, theirs in zip(self.model.state_dict().values(), student.state_dict().values()):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)  # the step count of a batch norm
 
 
 class SelfDistillation(NoTask):
     """The student's feature of a strong view predicts the EMA teacher's feature of a weak one; no head."""
 
-    own_pass, pooled = False, True
+    reuses, pooled, bodies = True, True, False
 
-    def __init__(self, model, n, crop):
-        super().__init__(n, crop)
+    def __init__(self, model, n, direction):
+        super().__init__(model, n, direction)
         self.teacher = EMA(model)
 
     def weight(self, progress):
@@ -133,9 +141,12 @@ class SelfDistillation(NoTask):
 class DeformationReconstruction(Task):
     """One voxel of the cloud collapses to a Gaussian blob; the per-point head puts the points back."""
 
-    def __init__(self, model, n, share=0.5):
+    bodies = True
+
+    def __init__(self, model, n, direction):
         super().__init__(n)
-        self.share, self.cls_weight = share, 1 - share
+        self.share = 0.05 if direction.per_point else 0.5
+        self.cls_weight = 1 - self.share
         self.head = PerPointHead(model.encoder.point_dim, 3)
 
     def weight(self, progress):
@@ -146,6 +157,9 @@ class DeformationReconstruction(Task):
         return 20 * masked_chamfer(self.head(*model.encoder(deformed)), view.x, hole)
 
 
+VOXELS = 27
+
+
 def voxel(points):
     """Which of the 27 voxels of [-1, 1]^3 each point is in or nearest to, (B, N, 3) -> (B, N)."""
     cell = ((points + 1) * 1.5).floor().clamp(0, 2).long()
@@ -154,7 +168,7 @@ def voxel(points):
 
 def choose_voxel(index, least, generator):
     """A random voxel with at least `least` points for each cloud, the fullest if none has them, (B, N) -> (B,)."""
-    count = F.one_hot(index, 27).sum(1)  # (B, 27)
+    count = F.one_hot(index, VOXELS).sum(1)  # (B, 27)
     draw = torch.rand(count.shape, generator=generator, device=index.device)
     return torch.where(count >= least, 1 + draw, count / (index.shape[1] + 1)).argmax(-1)
 
@@ -210,15 +224,21 @@ def pcm(points, generator):
     return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), partner, mu
 
 
+def mixup(view, generator):
+    """What is classified under `+pcm`: mixed clouds, their own labels with share mu, their partners' with 1 - mu."""
+    x, partner, mu = pcm(view.x, generator)
+    return x, [(mu, slice(None)), (1 - mu, partner)]
+
+
 # ---------------------------------------------------------------- GAST (Zou et al., ICCV 2021)
 class GeometryAwareSelfTraining(Task):
     """By how many quarter turns two parts of the cloud were rotated, and which of its 27 regions was distorted."""
 
     cls_weight = 0.5
 
-    def __init__(self, n):
+    def __init__(self, model, n, direction):
         super().__init__(n)
-        self.turns_x, self.turns_y, self.region = nn.Linear(1024, 4), nn.Linear(1024, 4), nn.Linear(1024, 27)
+        self.turns_x, self.turns_y, self.region = nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, VOXELS)
 
     def forward(self, model, view, features, generator):
         ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
@@ -258,10 +278,13 @@ def turn_parts(points, generator):
 class MaskedLocalStructure(Task):
     """DefRec's hole, and three heads for its local structure: positions, normals, and how many neighbours there are."""
 
-    def __init__(self, model, n, shares=(0.5, 0.5, 0.05), k=20, per_bin=2, spare=0):
+    bodies = True
+
+    def __init__(self, model, n, direction):
         super().__init__(n)
-        self.shares, self.cls_weight = shares, 1 - shares[0]
-        self.k, self.per_bin, self.spare = k, per_bin, spare
+        self.shares = (0.02, 0.02, 0.02) if direction.per_point else (0.5, 0.5, 0.05)
+        self.k, self.per_bin, self.spare = (10, 5, 10) if direction.per_point else (20, 2, 0)  # its authors' scripts
+        self.cls_weight = 1 - self.shares[0]
         self.position, self.normal, self.count = (PerPointHead(model.encoder.point_dim, out) for out in (3, 3, BINS))
 
     def views(self, points, labels, key, source, generator):
@@ -286,7 +309,6 @@ class MaskedLocalStructure(Task):
 BINS = 16  # of the number of neighbours
 # in which they are counted: unit spheres of 1024 points, bodies of 2048, as its authors' scripts have it
 RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135, "seg_F": 0.091, "seg_M": 0.124, "seg_A": 0.0872, "seg_S": 0.115}
-MLSP_BODIES = dict(shares=(0.02, 0.02, 0.02), k=10, per_bin=5, spare=10)
 
 
 def normals(points, k=20):
@@ -312,3 +334,22 @@ def cardinality(points, radius, per_bin=2, spare=0):
     high = (low + 1).clamp_max(BINS - 1)
     target = (1 - share)[..., None] * F.one_hot(low, BINS) + share[..., None] * F.one_hot(high, BINS)
     return target, number
+
+
+# ---------------------------------------------------------------- every task, by the name that --ssl gives it
+TASKS = {
+    "selfdist": SelfDistillation,
+    "defrec": DeformationReconstruction,
+    "gast": GeometryAwareSelfTraining,
+    "mlsp": MaskedLocalStructure,
+    "none": NoTask,
+}
+
+
+def build(name, model, n, direction):
+    """The task called `name` ("defrec", "defrec+pcm", ...) for `model` and clouds of n points, with its heads."""
+    base, _, mixed = name.partition("+")
+    task = TASKS[base](model, n, direction)
+    if mixed:  # PCM changes what is classified, so the labelled pass is of no use to the task
+        task.labelled, task.reuses = mixup, False
+    return task

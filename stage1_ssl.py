@@ -1,163 +1,183 @@
-"""Stage 1 of SM-DSB (Sec. III-B, Alg. 1): source classification and a self-supervised task on both domains, together.
+"""Stage 1 of SM-DSB (Sec. III-C, Alg. 1): source classification and a self-supervised task on both domains, together.
 
-    python stage1_ssl.py --task M_S --data data --out runs/mine                    # the paper's settings
-    python stage1_ssl.py --task M_SC --data shapes --backbone pointnet --steps 300 --out runs/toy
+    python stage1_ssl.py --task M_S --data data                                    # the paper's settings
+    python stage1_ssl.py --task M_SC --data shapes --backbone pointnet --steps 300 --points 256 --batch-size 32
     python stage1_ssl.py ... --select all                                          # the base, without SM-DSB
 
 Each step masks the self-supervised loss of the *source* samples whose saliency map is most skewed; the target is never
 filtered here and no target label is opened. Stopped? Run the same command again and it goes on, bit for bit on a CPU.
 """
 
+import engine  # noqa: F401, I001 - first: how torch's threads wait
 import argparse
+import importlib
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-import comparators
 import data
+import models
 import ssl_tasks
-from common import Parser, Run, UserError, add_flags, cli, generator, seed_of, settle
-from models import build
-from saliency import measure, saliency_map, select, skewness
+from engine.base import UserError, cli, generator, seed_of
+from engine.flags import Parser, number
+from engine.metrics import predict, quality
+from engine.run import Run
+from saliency import SCORES, measure, saliency_map, select
 
 # ---------------------------------------------------------------- settings: the paper's, one line each
-DEFAULTS = dict(
+SETTINGS = dict(
     task="M_S",  # direction
     data="data",  # holds PointDA_data/
     backbone="dgcnn",  # Table I
     ssl="selfdist",  # the strongest base of Table I
-    pcm=False,  # DefRec's mixup of source clouds
     select="low",  # Eq. (7); `high` is the other reading of the text
     beta=0.7,  # kept share; .8 in Table III
+    steps=None,  # of a stage, see PAPER
+    seed=0,
+    out=None,  # a folder in runs/ that is named after the settings
+    score="skewness",  # Eq. (5)
     alpha=1.0,  # Eq. (4)
-    mtl="sum",  # pcgrad, cagrad and cgdm are comparators
+    measure=None,  # low and high: the training pass, the paper's "additional gradient backpropagation"
+    mtl="sum",  # L_c + L_ssl; pcgrad, cagrad and cgdm are comparators
+    points=None,  # a cloud: 1024 in PointDA-10's protocol, 2048 in PointSegDA's
+    batch_size=None,  # both domains together, see PAPER
+    eval_every=None,  # max(steps // 20, 100)
     up="z",  # PointSegDA: bodies are used as they are,
     unit_sphere=False,  # unless their files need it
-    oracle=False,  # a bound
-    points=None,  # 1024 in PointDA-10's protocol, 2048 in PointSegDA's
-    seed=0,
     device="auto",
 )
-LR, WEIGHT_DECAY, WARM_UP = 1e-3, 1e-4, 0.3  # AdamW and OneCycle, one setting for all tasks
+PAPER = {  # Self-dist's, which the paper keeps; DefRec's for PointSegDA, in epochs of the source
+    "dgcnn": dict(steps=40_000, batch_size=64),
+    "pointnet": dict(steps=10_000, batch_size=128),
+    "dgcnn-seg": dict(epochs=200, batch_size=32),
+}
+LR, WEIGHT_DECAY, WARM_UP = 1e-3, 1e-4, 0.3  # AdamW and OneCycle for classification, whatever the task
+SEG_WEIGHT_DECAY = 5e-5  # Adam and a cosine for PointSegDA, as in DefRec
 
 
-# ---------------------------------------------------------------- pieces of a step, used by both stages
-def labelled_loss(model, view, args, g, w=1.0):
-    """Cross-entropy of each labelled sample (B,), weighted by w (B,), and the encoder's features of that pass."""
-    view.x.requires_grad_(args.measure == "train" and not args.pcm)
-    x, partner, mu = ssl_tasks.pcm(view.x, g) if args.pcm else (view.x, None, 1.0)
-    features = model.encoder(x)
-    logits = model.predict(features)
-    # L_i; of per-point labels the mean over the cloud's points
-    ce = lambda y: F.cross_entropy(logits.movedim(-1, 1), y, reduction="none").view(len(y), -1).mean(1)
-    loss = w * ce(view.y)
-    if args.pcm:
-        w_b = w[partner] if isinstance(w, torch.Tensor) else w
-        loss = mu * loss + (1 - mu) * w_b * ce(view.y[partner])
-    return loss, features
+# ---------------------------------------------------------------- one step, of both stages (Alg. 1)
+def add(model, task, L_c, L_ssl, u):
+    """The paper's way to join the losses: their gradients are added; that of L_c is there already."""
+    if L_ssl.requires_grad:
+        L_ssl.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
 
 
-def score(model, view, ce, args):
-    """Skewness of each labelled sample (B,), or None where nobody asks for it."""
-    if args.measure == "train" and view.x.grad is not None:  # L_c's backward went down to the points
-        return skewness(saliency_map(view.x, view.x.grad, args.alpha))
-    if args.measure == "train" and not args.pcm:
-        return measure(model, view.x, loss=ce, alpha=args.alpha)
-    if args.measure:  # with PCM the clean clouds are scored, not their mixtures
-        return measure(model, view.x, view.y, alpha=args.alpha, mode=args.measure)
-    return None
+def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend=add):
+    """Losses and gradients of step t on a labelled View s and an unlabelled View u -> log row, lam_s (B,) bool.
+
+    g draws what the task leaves to chance. Stage 2 gives w_y (B,), the weights of the labels, and shift (B,), which
+    is added to the scores. lam_t (B,) bool masks unlabelled samples, which the paper never does: None keeps all.
+    """
+    x, mixture = task.labelled(s, g)  # the clouds themselves, but for PCM
+    x.requires_grad_(args.measure == "train" and x is s.x)
+    w_y = x.new_ones(len(x)) if w_y is None else w_y
+
+    logits = model.predict(features := model.encoder(x))  # (B, C), of parts (B, N, C)
+    ce = sum(mu * (w_y[i] * cross_entropy(logits, s.y[i])) for mu, i in mixture)  # (B,)  Eq. (2)
+    L_c = task.cls_weight * ce.mean()
+    L_c.backward(retain_graph=task.reuses or descend is not add)  # reaches the points too
+
+    own = generator(x.device, args.seed, "select", t)  # whom to select must not shift the task's draws
+    sk = score(model, s, (ce / w_y).detach(), args, own)  # (B,)  Eq. (4), (5)
+    lam_s = select(sk + shift, *kept(args), own)  # (B,) bool  Eq. (7)
+    lam_t = lam_s.new_ones(len(u.x)) if lam_t is None else lam_t  # (B,) bool
+
+    s.x = s.x.detach()
+    ssl_s = task(model, s, features if task.reuses else None, g)  # (B,)
+    ssl_t = task(model, u, None, g)  # (B,)
+    w = task.weight(t / args.steps)
+    L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)  # Eq. (6)
+    descend(model, task, L_c, L_ssl, u)
+
+    row = dict(cls=ce.mean(), ssl_src=ssl_s.mean(), ssl_tgt=ssl_t.mean(), loss=L_c + L_ssl, kept=lam_s.sum())
+    if args.measure:
+        row |= dict(skew=sk.mean(), flat=(sk == 0).sum())  # flat: maps without a score, no spread or not finite
+    values = torch.stack([value.detach().float() for value in row.values()]).tolist()  # one wait for the device
+    return dict(zip(row, values), weight=w), lam_s
 
 
-def masks(sk, args, B_s, B_t, g):
-    """Whose self-supervised loss stays: lambda of labelled and unlabelled samples, (B_s,) and (B_t,) bool."""
-    flat = torch.zeros(max(B_s, B_t), device=g.device)
-    if args.select == "freeze":  # the paper's pilot, Random Gradient Freezing: half of both domains
-        return tuple(select(flat[:B], 0.5, "random", g) for B in (B_s, B_t))
-    lam = select(flat[:B_s] if sk is None else sk, args.beta, args.select, g)
-    return lam, select(flat[:B_t], keep="all")  # the target is never filtered
+def cross_entropy(logits, y):
+    """L_i of each cloud (B,); of per-point labels the mean over its points."""
+    return F.cross_entropy(logits.movedim(-1, 1), y, reduction="none").view(len(y), -1).mean(1)
 
 
-def descend(args, model, task, L_c, L_ssl, x_t):
-    """What is left of the backward pass: the sum of the losses, or a comparator's way of joining them."""
-    if args.mtl != "sum":
-        return comparators.descend(args.mtl, model, task, L_c, L_ssl, x_t)
-    rest = L_ssl if task.own_pass else L_c + L_ssl
-    if rest.requires_grad:
-        rest.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+def score(model, s, loss, args, g):
+    """Score of each labelled sample (B,), from the gradient that L_c's backward left at the points; 0 if unmeasured."""
+    if not args.measure:
+        return torch.zeros_like(loss)
+    if s.x.grad is not None:
+        return SCORES[args.score](saliency_map(s.x, s.x.grad, args.alpha), loss, g)
+    # a pass of its own: in eval mode, or of the clean clouds where PCM classifies mixed ones
+    return measure(model, s.x, s.y, alpha=args.alpha, mode=args.measure, score=args.score, generator=g)
 
 
-def log_row(ce, ssl_s, ssl_t, loss, w, lam, sk):
-    """The step in numbers; `flat` counts maps without a skewness (no spread, or not finite)."""
-    names = ["cls", "ssl_src", "ssl_tgt", "loss", "kept"]
-    values = [ce.mean(), ssl_s.mean(), ssl_t.mean(), loss, lam.sum()]
-    if sk is not None:
-        names += ["skew", "flat"]
-        values += [sk.mean(), (sk == 0).sum()]
-    return dict(zip(names, torch.stack([v.detach().float() for v in values]).tolist()), weight=w)
+def kept(args):
+    """Which samples `select` keeps, and their share; freeze is the paper's pilot, Random Gradient Freezing (Sec. I)."""
+    return (0.5, "random") if args.select == "freeze" else (args.beta, args.select)
+
+
+# ---------------------------------------------------------------- the loop
+def views(t, args, task, src, tgt):
+    """Step t's labelled View, its unlabelled View, and the generator that goes on: a function of (seed, t) alone."""
+    g = generator(args.device, args.seed, "stage 1", t)
+    half = args.batch_size // 2
+    i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
+    i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
+    s = task.views(src.train[i_s], src.train_labels[i_s], src.key, True, g)
+    return s, task.views(tgt.train[i_t], None, tgt.key, False, g), g
+
+
+def unlabelled_mask(t, args, u):
+    """Under freeze a random half of the unlabelled samples, (B,) bool; else None, which keeps them all."""
+    g = generator(args.device, args.seed, "freeze", t)
+    return select(torch.zeros(len(u.x), device=args.device), *kept(args), g) if args.select == "freeze" else None
 
 
 def optimisation(args, parameters):
     """AdamW and OneCycle for classification (Self-dist's), Adam and a cosine for PointSegDA (DefRec's)."""
-    if args.task.startswith("seg_"):
-        optimizer = torch.optim.Adam(parameters, lr=LR, weight_decay=5e-5, fused=True)
+    if data.direction(args.task).per_point:
+        optimizer = torch.optim.Adam(parameters, lr=LR, weight_decay=SEG_WEIGHT_DECAY, fused=True)
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=args.steps, pct_start=WARM_UP)
 
 
-def validation(args, src, tgt):
-    """What a run is evaluated on: source validation points and labels, target test points."""
+def evaluator(args, run, model, task, src, tgt):
+    """evaluate(step) -> text for the bar: predictions on source validation and target test; no target label is read."""
     points, labels = src.validation
-    return *data.evaluation_subset(points, args.points, labels), data.evaluation_subset(tgt.test, args.points)
+    source, truth = data.evaluation_subset(points, args.points, labels)
+    target = data.evaluation_subset(tgt.test, args.points)
+    live = {"student": model, "task": task} | ({"teacher": task.teacher.model} if task.teacher else {})
+
+    def evaluate(step):
+        on_source, on_target = (predict(model, clouds) for clouds in (source, target))
+        found = quality(truth.cpu().numpy(), on_source, len(src.classes))
+        run.moment(step, on_source, on_target, found, **live)
+        return f" source {found:.1%}"
+
+    return evaluate
 
 
-# ---------------------------------------------------------------- one step (Alg. 1)
-def backward(t, args, model, task, x_s, y_s, x_t):
-    """Losses and gradients of step t on a source batch (B, P, 3), (B,) and a target batch (B, P, 3) -> log row."""
-    g = generator(x_s.device, args.seed, "stage 1", t)  # every draw of a step is a function of (seed, t)
-    torch.manual_seed(seed_of(args.seed, "dropout 1", t))
-    src, tgt = data.split_task(args.task, args.oracle)
-    s = task.views(x_s, y_s, src, True, g)
-    u = task.views(x_t, None, tgt, False, g)
-
-    ce, features = labelled_loss(model, s, args, g)  # (B,)
-    L_c = task.cls_weight * ce.mean()
-    if task.own_pass and args.mtl == "sum":
-        L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
-    sk = score(model, s, ce, args)  # Eq. (4), (5)
-    lam_s, lam_t = masks(sk, args, len(x_s), len(x_t), g)  # Eq. (6), (7)
-
-    s.x = s.x.detach()
-    ssl_s = task(model, s, None if task.own_pass or args.pcm else features, g)  # (B,)
-    ssl_t = task(model, u, None, g)  # (B,)
-    w = task.weight(t / args.steps)
-    L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
-    descend(args, model, task, L_c, L_ssl, u.x)
-    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, sk)
-
-
-# ---------------------------------------------------------------- the loop
 def train(args, run, src, tgt, observe=None):
     """Stage 1 on two domains; writes RUN/stage1.pt. observe(t, model, task) looks on before each step."""
     torch.manual_seed(seed_of(args.seed, "weights"))
-    model = build(args.backbone).to(args.device)
-    task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)
-    parameters = [*model.parameters(), *task.parameters()]
-    optimizer, schedule = optimisation(args, parameters)
+    model = models.build(args.backbone, len(src.classes)).to(args.device)
+    task = ssl_tasks.build(args.ssl, model, args.points, data.direction(args.task)).to(args.device)
+    optimizer, schedule = optimisation(args, [*model.parameters(), *task.parameters()])
     parts = {"student": model, "task": task, "optimizer": optimizer, "schedule": schedule}
     if task.teacher:
         parts["teacher"] = task.teacher.model
+    descend = joining(args.mtl)
 
-    sets = validation(args, src, tgt)
-    evaluate = lambda step: run.evaluate(step, model, task, *sets)
-    half = args.batch_size // 2
-    for t in run.loop(parts, evaluate):
+    for t in run.loop(parts, evaluator(args, run, model, task, src, tgt)):
         if observe:
             observe(t, model, task)
-        i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
-        i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
+        s, u, g = views(t, args, task, src, tgt)
+        torch.manual_seed(seed_of(args.seed, "dropout 1", t))
         optimizer.zero_grad()
-        row = backward(t, args, model, task, src.train[i_s], src.train_labels[i_s], tgt.train[i_t])
+        row, _ = step(t, args, model, task, s, u, g, lam_t=unlabelled_mask(t, args, u), descend=descend)
         run.check(t, row)
         optimizer.step()
         schedule.step()
@@ -167,32 +187,117 @@ def train(args, run, src, tgt, observe=None):
 
 
 def load(args, run, expected=None):
-    """Both domains on the device, announced and recorded. Only under --oracle are labels of the target opened.
-
-    UserError when their fingerprint is not the one expected.
+    """Both domains on the device, announced and recorded; the target without labels. Only an oracle direction, whose
+    source is the target, opens them. UserError when their fingerprint is not the one expected.
     """
-    src, tgt = data.split_task(args.task, args.oracle)
-    src, tgt = data.load_domain(args.data, src), data.load_domain(args.data, tgt, labels=False)
+    way = data.direction(args.task)
+    src, tgt = data.load_domain(args.data, way.source), data.load_domain(args.data, way.target, labels=False)
     src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))
     fingerprint = data.fingerprint(src, tgt)
     if expected and fingerprint != expected:
         raise UserError(f"--data {args.data}: not the clouds that --init was trained on; give the same data")
-    run.begin(name=data.data_name(args.data, src, tgt), fingerprint=fingerprint)
+    run.begin(src.classes, name=data.data_name(args.data, src, tgt), fingerprint=fingerprint)
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
-    if args.oracle:
+    if way.oracle:
         print("ORACLE: supervised with target labels; a bound, never a result of adaptation")
     return src.to(args.device), tgt.to(args.device)
 
 
+# ---------------------------------------------------------------- command line
+def joining(mtl):
+    """The way to join the losses that --mtl names; all but the paper's are looked up in extras/surgery.py."""
+    return add if mtl == "sum" else importlib.import_module("extras.surgery").method(mtl)
+
+
+def add_flags(parser, **default):
+    """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
+    method, protocol = parser.add_argument_group("method"), parser.add_argument_group("protocol")
+
+    def flag(group, name, **kw):
+        group.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
+
+    tasks = (*ssl_tasks.TASKS, *(f"{name}+pcm" for name in ssl_tasks.TASKS))
+    selects = ("low", "high", "random", "all", "freeze")
+    seg = "centre and scale PointSegDA's bodies, where the domains' files differ in that"
+    flag(method, "--task", help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels")
+    flag(method, "--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
+    flag(method, "--backbone", choices=models.BACKBONES)
+    flag(method, "--ssl", choices=tasks, metavar="TASK", help=f"{', '.join(tasks)}; none: no adaptation")
+    flag(method, "--select", choices=selects, help="whose SSL loss stays: low is SM-DSB, all is the base")
+    flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch")
+    flag(method, "--steps", type=number(int, 1), help="of a stage: 40000 dgcnn, 10000 pointnet, 200 epochs of bodies")
+    flag(method, "--seed", type=number(int, 0, 2**32 - 1))
+    flag(method, "--out", type=Path, help="the run's folder; without it the run names one in runs/")
+    flag(protocol, "--score", choices=SCORES, help="what is selected by")
+    flag(protocol, "--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
+    flag(protocol, "--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
+    flag(protocol, "--mtl", help="how the losses' gradients are joined: sum, or a comparator: pcgrad, cagrad, cgdm")
+    flag(protocol, "--points", type=number(int, 20), help="points a cloud: 1024, of bodies 2048")
+    flag(
+        protocol, "--batch-size", type=number(int, 4, even=True), help="both domains: 64 dgcnn, 128 pointnet, 32 bodies"
+    )
+    flag(protocol, "--eval-every", type=number(int, 1), help="steps between evaluations: max(steps // 20, 100)")
+    flag(protocol, "--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies turn about z")
+    flag(protocol, "--unit-sphere", action=argparse.BooleanOptionalAction, help=seg)
+    flag(protocol, "--device", choices=("auto", "cpu", "cuda"))
+
+
+def settle(args):
+    """Fill in what follows from other flags, and refuse what cannot go together; returns args."""
+    way = data.direction(args.task)
+    base, _, mixed = args.ssl.partition("+")
+    if way.per_point and (mixed or not ssl_tasks.TASKS[base].bodies):
+        bodies = ", ".join(name for name, task in ssl_tasks.TASKS.items() if task.bodies)
+        raise UserError(f"--ssl {args.ssl} with {args.task}: not for segmentation; choose one of {bodies}")
+    for flag, given in (("--up y", args.up == "y"), ("--unit-sphere", args.unit_sphere)):
+        if given and not way.per_point:
+            raise UserError(f"{flag} with {args.task}: PointDA-10 is put into its frame as it is read; drop the flag")
+    if way.per_point:
+        args.backbone = "dgcnn-seg"  # the only one PointSegDA is reported with
+    paper = PAPER.get(args.backbone, PAPER["dgcnn"])
+    args.batch_size = args.batch_size or paper["batch_size"]
+    args.points = args.points or way.dataset.POINTS
+    args.steps = args.steps or paper.get("steps")
+    if args.steps is None:
+        epoch = max(1, way.dataset.size(args.data, way.source, "train") // (args.batch_size // 2))
+        args.steps = paper["epochs"] * epoch
+    args.eval_every = args.eval_every or max(args.steps // 20, 100)
+    joining(args.mtl)  # absent? say so before a folder is made
+    if args.select in ("low", "high"):
+        args.measure = args.measure or "train"  # these two always measure
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    return args
+
+
+def folder_of(args, more=""):
+    """The folder that a settled run names itself: what differs from the defaults is in it, and so no setting takes
+    another's; `more` are flags of stage 2."""
+    word = lambda text: re.sub(r"[^\w.]+", "_", str(text)).strip("_.")
+    name = f"{args.task}-{args.backbone}-{args.ssl}-{args.select}-b{args.beta:g}-s{args.seed}"
+    name += f"-{word(args.data)}" if str(args.data) != SETTINGS["data"] else ""
+    named = {key: getattr(args, key) for key in ("task", "data", "backbone", "ssl", "select")}
+    default = settle(argparse.Namespace(**SETTINGS | named))
+    default.eval_every = max(args.steps // 20, 100)
+    for key in ("steps", "score", "alpha", "measure", "mtl", "points", "batch_size", "eval_every", "up", "unit_sphere"):
+        value = getattr(args, key)
+        name += f"-{key}{word(value)}" if value != getattr(default, key) else ""
+    return Path("runs") / (name + (f"-{word(more)}" if more else ""))
+
+
 def main():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, **DEFAULTS)
-    parser.add_argument("--oracle", action="store_true", help="train on the target WITH its labels (a bound)")
+    parser = Parser(description=__doc__)
+    add_flags(parser, **SETTINGS)
+    parser.add_argument("--print-out", nargs="?", const="", metavar="STAGE2_FLAGS", help="print the run's folder, stop")
     args = parser.parse_args()
+    more = args.__dict__.pop("print_out")
     settle(args)
-    data.split_task(args.task)
-    if args.out is None:
-        raise UserError("--out: say which folder the run goes to, e.g. --out runs/mine")
+    args.out = args.out or folder_of(args, more or "")
+    if more is not None:
+        print(args.out)
+        return
     with Run(args.out, 1, args) as run:
         if not run.finished:
             train(args, run, *load(args, run))

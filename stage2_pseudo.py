@@ -1,14 +1,14 @@
 """Stage 2 of SM-DSB (Sec. III-C): pseudo-labels on the target, selection among the labelled samples of both domains.
 
-    python stage2_pseudo.py --init runs/mine/stage1.pt --out runs/mine             # fine-tune, all else as in stage 1
-    python stage2_pseudo.py --init runs/mine/stage1.pt --out runs/other --scratch  # fresh weights, as Self-dist does
+    python stage2_pseudo.py --init runs/NAME/stage1.pt                             # fine-tune, all else as in stage 1
+    python stage2_pseudo.py --init runs/NAME/stage1.pt --out runs/other --scratch  # fresh weights, as Self-dist does
 
 The labelled batch is drawn from source and pseudo-labelled target together, with one threshold for both; the scores of
 pseudo-labelled samples are slightly perturbed first. A GCN on the target's features makes pseudo-labels confident
-little by little (Self-dist-GCN). No target label is opened. Run the same command again to resume.
+little by little (Self-dist-GCN). The step is stage 1's. No target label is opened. Run the same command to resume.
 """
 
-import argparse
+import engine  # noqa: F401, I001 - first: how torch's threads wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +17,19 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
+import models
 import ssl_tasks
-from common import Parser, Run, UserError, add_flags, cli, file_hash
-from common import generator, load_checkpoint, number, seed_of, settle
-from models import build
-from stage1_ssl import descend, labelled_loss, load, log_row, masks, optimisation, score, validation
+from engine.base import UserError, cli, file_hash, generator, seed_of
+from engine.flags import Parser, number
+from engine.run import Run, load_checkpoint
+from stage1_ssl import add_flags, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
-PERTURB = (0.1, 0.05)  # mean and std added to the scores of pseudo-labelled samples; the paper gives the mean
-GCN_ITERS = 1000  # a refinement; 0 = off
+SETTINGS = dict(
+    perturb=[0.1, 0.05],  # mean and std added to the scores of pseudo-labelled samples; the paper gives the mean
+    gcn_iters=1000,  # a refinement; 0 = off
+    scratch=False,  # the paper says "fine-tune"
+)
 UNSURE = 0.2  # weight of a pseudo-label that is not yet confident
 NEIGHBOURS, CORRELATION, HIDDEN_P = 10, 0.95, 0.2  # the graph of Self-dist-GCN, and how many p are hidden
 
@@ -115,82 +119,67 @@ def refine(args, model, clouds, pseudo, done):
     return int((pseudo.label != before).sum())
 
 
-# ---------------------------------------------------------------- one step
-def labelled_batch(t, args, task, src, tgt, pseudo, g):
-    """Half a batch from the union of source and pseudo-labelled target, in the source's view, and who is which.
-
-    Returns a View, weights (B,) of Sec. III-C's cross-entropy, and is_pseudo (B,) bool; source samples come first.
-    """
-    i = data.stream(len(src.train) + len(tgt.train), args.batch_size // 2, t, args.seed, "union").to(args.device)
-    i_s, i_t = i[i < len(src.train)], i[i >= len(src.train)] - len(src.train)
-    views = []  # one a domain: their clouds may differ in size
-    if len(i_s):
-        views.append(task.views(src.train[i_s], src.train_labels[i_s], src.key, True, g))
-    if len(i_t):
-        views.append(task.views(tgt.train[i_t], pseudo.label[i_t], tgt.key, True, g))
-    w = torch.cat([torch.ones(len(i_s), device=i.device), pseudo.weight(i_t)])
-    return ssl_tasks.cat(views), w, torch.arange(len(i), device=i.device) >= len(i_s)
-
-
-def backward(t, args, model, task, s, w_ce, is_pseudo, x_t, tgt, g):
-    """Losses and gradients of step t on a labelled View, its weights (B,), and unlabelled target clouds (B, P, 3)."""
-    u = task.views(x_t, None, tgt.key, False, g)
-
-    ce, features = labelled_loss(model, s, args, g, w_ce)  # (B,)
-    L_c = task.cls_weight * ce.mean()
-    if task.own_pass and args.mtl == "sum":
-        L_c.backward()  # before L_ssl makes its own graph; the gradient of the points comes for nothing
-    raw = sk = score(model, s, ce, args)  # Eq. (4), (5)
-    if sk is not None:  # Sec. III-C: pseudo-labels distort the score, so it is perturbed before the pooled threshold
-        own = generator(sk.device, args.seed, "perturb", t)  # measuring must not shift the other draws
-        noise = torch.randn(sk.shape, generator=own, device=sk.device)
-        sk = sk + is_pseudo * (args.perturb[0] + args.perturb[1] * noise)
-    lam_s, lam_t = masks(sk, args, len(ce), len(x_t), g)  # Eq. (6), (7)
-
-    s.x = s.x.detach()
-    ssl_s = task(model, s, None if task.own_pass or args.pcm else features, g)  # (B,)
-    ssl_t = task(model, u, None, g)  # (B,)
-    w = task.weight(t / args.steps)
-    L_ssl = w * ssl_tasks.combine(ssl_s, lam_s, ssl_t, lam_t, task.pooled)
-    descend(args, model, task, L_c, L_ssl, u.x)
-    pseudo = {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
-    return log_row(ce, ssl_s, ssl_t, L_c + L_ssl, w, lam_s, raw) | pseudo
-
-
 # ---------------------------------------------------------------- the loop
+def views(t, args, task, src, tgt, pseudo):
+    """Step t's two Views, w_y and is_pseudo (B,) of the labelled one, and the generator that goes on.
+
+    Half a batch is drawn from the union of source and pseudo-labelled target, in the source's view, source first;
+    half a batch from the unlabelled target.
+    """
+    g, half = generator(args.device, args.seed, "stage 2", t), args.batch_size // 2
+    i = data.stream(len(src.train) + len(tgt.train), half, t, args.seed, "union").to(args.device)
+    i_s, i_t = i[i < len(src.train)], i[i >= len(src.train)] - len(src.train)
+    labelled = []  # one a domain: their clouds may differ in size
+    if len(i_s):
+        labelled.append(task.views(src.train[i_s], src.train_labels[i_s], src.key, True, g))
+    if len(i_t):
+        labelled.append(task.views(tgt.train[i_t], pseudo.label[i_t], tgt.key, True, g))
+    w_y = torch.cat([torch.ones(len(i_s), device=i.device), pseudo.weight(i_t)])  # (B,) of Sec. III-C
+    i_u = data.stream(len(tgt.train), half, t, args.seed, "unlabelled").to(args.device)
+    u = task.views(tgt.train[i_u], None, tgt.key, False, g)
+    return ssl_tasks.cat(labelled), u, w_y, torch.arange(len(i), device=i.device) >= len(i_s), g
+
+
+def perturbation(t, args, is_pseudo):
+    """Sec. III-C: pseudo-labels distort the score, so theirs are shifted before the pooled threshold, (B,) -> (B,)."""
+    g = generator(is_pseudo.device, args.seed, "perturb", t)
+    noise = torch.randn(is_pseudo.shape, generator=g, device=is_pseudo.device)
+    return is_pseudo * (args.perturb[0] + args.perturb[1] * noise)
+
+
 def train(args, run, src, tgt, start, observe=None):
     """Stage 2 from a checkpoint of stage 1; writes RUN/stage2.pt. observe(t, model, task, pseudo) looks on first."""
     torch.manual_seed(seed_of(args.seed, "weights 2"))
-    model = build(args.backbone).to(args.device)
+    model = models.build(args.backbone, len(src.classes)).to(args.device)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     clouds = data.evaluation_subset(tgt.train, args.points)  # un-augmented, for labels and the GCN
-    model.load_state_dict(start["student"])
+    model.load_state_dict(start["student"])  # the best on source validation
     pseudo = PseudoLabels(describe(model, clouds)[1])
     if pseudo.label.ndim == 2:
         tgt = replace(tgt, train=clouds)  # labels of points: stage 2 sees the points that have one
     if args.scratch:
         model.load_state_dict(fresh)
-    task = ssl_tasks.build(args.ssl, model, args.points, src.key, tgt.key).to(args.device)  # teacher := student
+    task = ssl_tasks.build(args.ssl, model, args.points, data.direction(args.task)).to(
+        args.device
+    )  # teacher := student
     if args.ssl == start["config"]["args"]["ssl"] and not args.scratch:
         task.load_state_dict(start["task"])
-    parameters = [*model.parameters(), *task.parameters()]
-    optimizer, schedule = optimisation(args, parameters)
+    optimizer, schedule = optimisation(args, [*model.parameters(), *task.parameters()])
     parts = {"student": model, "task": task, "optimizer": optimizer, "schedule": schedule, "pseudo": pseudo}
     if task.teacher:
         parts["teacher"] = task.teacher.model
+    descend = joining(args.mtl)
 
-    sets = validation(args, src, tgt)
-    evaluate = lambda step: run.evaluate(step, model, task, *sets)
     rounds = {j * args.steps // 20 for j in range(1, 20)} - {0} if args.gcn_iters else set()
-    for t in run.loop(parts, evaluate):
+    for t in run.loop(parts, evaluator(args, run, model, task, src, tgt)):
         if observe:
             observe(t, model, task, pseudo)
-        g = generator(args.device, args.seed, "stage 2", t)  # every draw of a step is a function of (seed, t)
+        s, u, w_y, is_pseudo, g = views(t, args, task, src, tgt, pseudo)
+        shift, lam_t = perturbation(t, args, is_pseudo), unlabelled_mask(t, args, u)
         torch.manual_seed(seed_of(args.seed, "dropout 2", t))
-        s, w_ce, is_pseudo = labelled_batch(t, args, task, src, tgt, pseudo, g)
-        i_t = data.stream(len(tgt.train), args.batch_size // 2, t, args.seed, "unlabelled").to(args.device)
         optimizer.zero_grad()
-        row = backward(t, args, model, task, s, w_ce, is_pseudo, tgt.train[i_t], tgt, g)
+        row, lam_s = step(t, args, model, task, s, u, g, w_y, shift, lam_t, descend)
+        row |= {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
         run.check(t, row)
         optimizer.step()
         schedule.step()
@@ -202,46 +191,48 @@ def train(args, run, src, tgt, start, observe=None):
 
 
 # ---------------------------------------------------------------- command line
-def read_flags():
-    """Flags, with what is not given taken from the checkpoint of stage 1; the checkpoint."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
-    parser.add_argument("--scratch", action="store_true", help="keep the pseudo-labels, start from fresh weights")
-    parser.add_argument(
-        "--perturb", type=number(float, -100, 100), nargs=2, default=list(PERTURB), metavar=("MEAN", "STD")
-    )
-    parser.add_argument(
-        "--gcn-iters", type=number(int, 0), default=GCN_ITERS, help="a refinement; 0 = off, as on PointSegDA"
-    )
-    add_flags(parser)
-    args = parser.parse_args()
-    start = load_checkpoint(args.init)
+FIXED = ("task", "backbone", "up", "unit_sphere")  # another one is refused
+INHERITED = ("data", "ssl", "select", "beta", "score", "alpha", "measure", "mtl", "points", "steps", "batch_size")
+INHERITED += ("eval_every", "seed")
+
+
+def inherit(args, start):
+    """Fill in from a checkpoint of stage 1 what was not given; UserError where it cannot be stage 2 of it."""
+    first = start["config"]["args"]
+    way = data.direction(first["task"])
     if "last_student" not in start:
         raise UserError(f"--init {args.init}: a stage that is not finished; give RUN/stage1.pt")
-    first = start["config"]["args"]
-    seg = first["task"].startswith("seg_")
-    for name in ("task", "backbone", "up", "unit_sphere"):
-        if getattr(args, name) not in (None, first.get(name)) and not (seg and name == "backbone"):
+    if way.oracle:
+        raise UserError(f"--init {args.init}: {first['task']} is an oracle, which has no stage 2; give another run")
+    if way.per_point:
+        args.backbone, args.gcn_iters = None, 0  # one backbone; refinement is for classes, so all labels stay unsure
+    for name in FIXED:
+        if getattr(args, name) not in (None, first[name]):
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(args, name)}: {args.init} has {first.get(name)}; drop the flag")
-    if first["oracle"]:
-        raise UserError(f"{args.init} is an oracle run, which has no stage 2; give a run without --oracle")
-    if args.select in ("random", "all", "freeze") and not args.measure:
-        first["measure"] = None  # whether to measure goes with whom to select
-    if args.steps:
-        first["eval_every"] = None
-    for name, value in vars(args).items():
-        if value is None and name in first and name not in ("device", "out"):
+            raise UserError(f"--{flag} {getattr(args, name)}: {args.init} has {first[name]}; drop the flag")
+    follows = {"eval_every"} if args.steps else set()  # from --steps
+    if args.select in ("random", "all", "freeze"):
+        follows.add("measure")  # whether to measure goes with whom to select
+    for name in (*FIXED, *INHERITED):
+        if getattr(args, name) is None and name not in follows:
             setattr(args, name, first[name])
-    args.out = Path(args.out or args.init.parent)
-    args.oracle = False
-    args.gcn_iters = 0 if seg else args.gcn_iters  # refinement is for classes; all pseudo-labels stay unsure
-    settle(args)
-    return args, start
+    args.device = args.device or "auto"
+    return settle(args)
 
 
 def main():
-    args, start = read_flags()
+    parser = Parser(description=__doc__)
+    parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
+    parser.add_argument("--scratch", action="store_true", help="keep the pseudo-labels, start from fresh weights")
+    two = dict(type=number(float, -100, 100), nargs=2, metavar=("MEAN", "STD"))
+    parser.add_argument("--perturb", **two, help="of what is added to the scores of pseudo-labelled samples")
+    parser.add_argument("--gcn-iters", type=number(int, 0), help="a refinement; 0 = off, as on PointSegDA")
+    parser.set_defaults(**SETTINGS)
+    add_flags(parser)
+    args = parser.parse_args()
+    start = load_checkpoint(args.init)
+    inherit(args, start)
+    args.out = args.out or args.init.parent
     args.init_hash = file_hash(args.init)  # another stage 1 is another run
     with Run(args.out, 2, args) as run:
         if not run.finished:

@@ -11,7 +11,17 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WRITTEN = ("config.json", "log.jsonl", "result.json", "*.tmp", "*.pt", "preds[12].npz", "confusion.png", "parts.png")
+WRITTEN = (
+    "config.json",
+    "log.jsonl",
+    "result.json",
+    "*.[0-9]*.tmp",
+    "last[12].pt",
+    "stage[12].pt",
+    "preds[12].npz",
+    ".lock",
+)
+PICTURES = ("confusion.png", "parts.png")
 
 
 def on_shapes(run):
@@ -39,7 +49,7 @@ def in_progress(run):
 
 def remove_run(run):
     """Delete what the scripts wrote into a run's folder, and the folder if nothing else is in it -> what happened."""
-    for pattern in (*WRITTEN, ".lock"):
+    for pattern in (*WRITTEN, *PICTURES):
         for path in run.glob(pattern):
             path.unlink()
     if any(run.iterdir()):

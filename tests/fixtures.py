@@ -6,13 +6,15 @@ make_pointsegda(tmp_path)                 # tmp_path/PointSegDA: 3 clouds of 64 
 
 import shutil
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
-from common import UserError
-from data import CLASSES, Domain
+from datasets import pointda, pointsegda
+from datasets.pointda import CLASSES
+from engine.base import UserError
 
 
 def command(main, *argv):
@@ -47,10 +49,10 @@ def write_h5(path, points, labels):
         file["data"], file["label"] = points, labels
 
 
-def make_pointda(root, per_class=2, n_points=64, *, domains=("modelnet", "shapenet", "scannet"), seed=0):
+def make_pointda(root, per_class=2, n_points=64, *, domains=tuple(pointda.DOMAINS.values()), seed=0):
     """root/PointDA_data/ with `per_class` clouds of each class in train and in test; returns root."""
     rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(10), per_class)
+    labels = np.repeat(np.arange(len(CLASSES)), per_class)
     for domain in domains:
         for split in ("train", "test"):
             if domain == "scannet":
@@ -77,7 +79,7 @@ def linked_pointda(root, whole):
     return root
 
 
-def make_pointsegda(root, per_split=3, n_points=64, *, domains=("faust", "mit", "adobe", "scape"), seed=0):
+def make_pointsegda(root, per_split=3, n_points=64, *, domains=tuple(pointsegda.DOMAINS.values()), seed=0):
     """root/PointSegDA/ with `per_split` bodies [n, 4] in train, val and test of each domain; returns root."""
     rng = np.random.default_rng(seed)
     for domain in domains:
@@ -85,7 +87,7 @@ def make_pointsegda(root, per_split=3, n_points=64, *, domains=("faust", "mit", 
             folder = root / "PointSegDA" / domain / split
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(per_split):
-                part = np.arange(n_points) * 8 // n_points  # 0..7 in bands up the body
+                part = np.arange(n_points) * len(pointsegda.CLASSES) // n_points  # 0..7 in bands up the body
                 points = rng.normal(scale=0.2, size=(n_points, 3)) + part[:, None] * [0, 0, 0.2]
                 np.save(folder / f"{i}.npy", np.column_stack([points, part + 1]).astype(np.float32))
     return root
@@ -93,5 +95,6 @@ def make_pointsegda(root, per_split=3, n_points=64, *, domains=("faust", "mit", 
 
 def some(domain, n, labels=True):
     """The first n clouds of each split of a domain, with or without labels, as load_domain would give it."""
-    cut = [getattr(domain, name)[:n] for name in ("train_labels", "test_labels")] if labels else []
-    return Domain(domain.key, domain.train[:n], domain.test[:n], *cut)
+    cut = {"train": domain.train[:n], "test": domain.test[:n]}
+    cut |= {name: getattr(domain, name)[:n] if labels else None for name in ("train_labels", "test_labels")}
+    return replace(domain, **cut)

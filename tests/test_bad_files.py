@@ -1,13 +1,13 @@
-"""data.py: each file that is no cloud is refused in one line that names it, whatever is wrong with it."""
+"""datasets/: each file that is no cloud is refused in one line that names it, whatever is wrong with it."""
 
 import h5py
 import numpy as np
 import pytest
 from fixtures import blobs, make_pointsegda, refusal, write_h5
 
-import data
-from common import UserError
 from data import load_domain
+from datasets import pointsegda
+from engine.base import UserError
 
 CHAIR = "PointDA_data/modelnet/chair/train/chair_0.npy"
 SCANS = "PointDA_data/scannet/train_0.h5"
@@ -241,6 +241,6 @@ def test_a_missing_body_folder_is_named(bodies, missing):
     folder = bodies / "PointSegDA/faust" / missing
     folder.rename(bodies / "away")
     text = refusal(lambda: load_domain(bodies, "seg_F"))
-    assert str(folder) in text and data.GET_SEG in text and "make data" not in text
+    assert str(folder) in text and pointsegda.REMEDY in text and "make data" not in text
     folder.mkdir()
     assert str(folder) in refusal(lambda: load_domain(bodies, "seg_F"))

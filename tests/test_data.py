@@ -1,6 +1,7 @@
 """data.py: what is loaded from tiny files of the official layouts; counts, names and fingerprints; directions."""
 
 import warnings
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from fixtures import blobs, make_pointda, make_pointsegda, refusal, write_h5
 
 import data
-import shapes
-from data import CLASSES, load_domain
+from data import load_domain
+from datasets import files, pointda, pointsegda, shapes
+from datasets.pointda import CLASSES
 
 CHAIR = "PointDA_data/modelnet/chair/train/chair_0.npy"  # with one cloud a class
 SCANS = "PointDA_data/scannet/train_0.h5"
@@ -69,10 +71,10 @@ def test_h5_labels_of_any_numeric_type_and_both_shapes(root, dtype, shape):
 def test_normalise_by_hand():
     """Mean 0, largest norm 1, whatever place and size; a batch as each cloud alone."""
     x = 30 * torch.randn(5, 50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([7.0, 0, -40])
-    y = data.normalise(x)
+    y = files.normalise(x)
     assert y.mean(1).abs().max() < 1e-5 and torch.allclose(y.norm(dim=-1).amax(1), torch.ones(5))
-    assert torch.allclose(y[2], data.normalise(x[2]))
-    assert torch.allclose(y, data.normalise(x / 3 + 1), atol=1e-4)
+    assert torch.allclose(y[2], files.normalise(x[2]))
+    assert torch.allclose(y, files.normalise(x / 3 + 1), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "int32"])
@@ -99,16 +101,16 @@ def test_clouds_of_other_sizes_are_resampled_from_their_own_points(tmp_path):
 def test_resample_draws_rows_of_the_file():
     """Every drawn point is one of the cloud; distinct where there are enough; the seed alone decides."""
     for P in (20, 64, 200):
-        drawn = data._resample(GOOD, P, 3)
+        drawn = files.resample(GOOD, P, 3)
         rows = set(map(tuple, drawn))
         assert drawn.shape == (P, 3) and rows <= set(map(tuple, GOOD)) and (P > 64 or len(rows) == P)
-        assert np.array_equal(drawn, data._resample(GOOD, P, 3))
-    assert not np.array_equal(data._resample(GOOD, 20, 3), data._resample(GOOD, 20, 4))
+        assert np.array_equal(drawn, files.resample(GOOD, P, 3))
+    assert not np.array_equal(files.resample(GOOD, 20, 3), files.resample(GOOD, 20, 4))
 
 
 def test_at_most_most_points_are_kept(whole, monkeypatch):
     """A domain is cut to MOST_POINTS points a cloud, in both kinds of file."""
-    monkeypatch.setattr(data, "MOST_POINTS", 40)
+    monkeypatch.setattr(files, "MOST_POINTS", 40)
     assert load_domain(whole, "M").train.shape == load_domain(whole, "SC").train.shape == (10, 40, 3)
 
 
@@ -127,12 +129,12 @@ def test_only_the_domain_asked_for_is_read(root):
 
 # ---------------------------------------------------------------- counts, names, fingerprints
 def officially(monkeypatch, **counts):
-    monkeypatch.setattr(data, "OFFICIAL", {key: (each, each) for key, each in counts.items()})
+    monkeypatch.setattr(pointda, "OFFICIAL", {key: (each, each) for key, each in counts.items()})
 
 
 def test_official_counts_are_the_published_totals():
     """4183/856, 17378/2492 and 6110/1769 clouds."""
-    totals = {key: tuple(map(sum, splits)) for key, splits in data.OFFICIAL.items()}
+    totals = {key: tuple(map(sum, splits)) for key, splits in pointda.OFFICIAL.items()}
     assert totals == {"M": (4183, 856), "S": (17378, 2492), "SC": (6110, 1769)}
 
 
@@ -150,7 +152,7 @@ def test_a_set_of_official_size_must_have_official_classes(whole, monkeypatch, k
     other = (2, 0) + (1,) * 8
     officially(monkeypatch, M=other, SC=other)
     text = refusal(lambda: load_domain(whole, key))
-    assert data.DOMAINS[key] in text and str(list(other)) in text
+    assert pointda.DOMAINS[key] in text and str(list(other)) in text
     officially(monkeypatch, M=(2,) * 10, SC=(2,) * 10)
     assert len(load_domain(whole, key).train) == 10
 
@@ -241,6 +243,19 @@ def test_to_moves_tensors_and_keeps_the_rest(whole):
     assert domain.train.device.type == "cpu"
 
 
+def test_size_counts_clouds_without_reading_them(root):
+    """What load_domain would give, split by split; damaged clouds count, too."""
+    make_pointsegda(root, per_split=3, domains=("faust",))
+    (root / CHAIR).write_bytes(b"")
+    (root / BODY).write_bytes(b"")
+    for key, dataset, n in (("M", pointda, 10), ("S", pointda, 10), ("SC", pointda, 10), ("seg_F", pointsegda, 3)):
+        assert [dataset.size(root, key, split) for split in dataset.SPLITS] == [n] * len(dataset.SPLITS)
+    assert [pointda.size("shapes", key, split) for key in ("M", "SC") for split in ("train", "test")] == [400, 200] * 2
+    assert [pointsegda.size("shapes", "seg_A", split) for split in pointsegda.SPLITS] == [40, 10, 20]
+    missing = refusal(lambda: pointsegda.size(root, "seg_M", "train"))
+    assert "PointSegDA/mit/train" in missing and pointsegda.REMEDY in missing
+
+
 # ---------------------------------------------------------------- PointSegDA and the built-in shapes
 @pytest.fixture
 def bodies(tmp_path):
@@ -265,32 +280,107 @@ def test_built_in_shapes_are_a_domain(monkeypatch):
     src, tgt = load_domain("shapes", "M"), load_domain("shapes", "M", labels=False)
     assert src.train_labels.tolist() == list(range(10)) and tgt.train_labels is None
     assert torch.equal(src.test, tgt.test) and np.allclose(src.test[3], unit(made[3]), atol=1e-5)
-    assert torch.equal(load_domain("shapes", "seg_F").val, torch.from_numpy(made)) and not data.CACHE.exists()
+    assert torch.equal(load_domain("shapes", "seg_F").val, torch.from_numpy(made)) and not files.CACHE.exists()
 
 
 # ---------------------------------------------------------------- directions
-def test_split_task_knows_every_direction():
-    """Six of PointDA-10, and all pairs of PointSegDA, a domain with itself included."""
-    assert {task: data.split_task(task) for task in data.TASKS} == {
-        "M_S": ("M", "S"),
-        "M_SC": ("M", "SC"),
-        "S_M": ("S", "M"),
-        "S_SC": ("S", "SC"),
-        "SC_M": ("SC", "M"),
-        "SC_S": ("SC", "S"),
-    }
+SIX = ["M_S", "M_SC", "S_M", "S_SC", "SC_M", "SC_S"]
+
+
+def test_directions_are_the_pairs_of_each_data_set():
+    """Six of PointDA-10, twelve of PointSegDA, and a domain with itself: the oracle."""
+    ways = data.directions()
+    assert [name for name, way in ways.items() if way.dataset is pointda and not way.oracle] == SIX
+    assert len(ways) == 6 + 3 + 12 + 4 and all(data.direction(name) == way for name, way in ways.items())
+    for name, source, target in (("M_SC", "M", "SC"), ("SC_S", "SC", "S"), ("S_S", "S", "S")):
+        way = data.direction(name)
+        assert (way.name, way.source, way.target, way.oracle) == (name, source, target, source == target)
+        assert way.classes == CLASSES and not way.per_point
     for a in "FMAS":
         for b in "FMAS":
-            assert data.split_task(f"seg_{a}_{b}") == (f"seg_{a}", f"seg_{b}")
-    assert data.splits_of("seg_M") == ("train", "val", "test") and data.splits_of("M") == ("train", "test")
+            way = data.direction(f"seg_{a}_{b}")
+            assert (way.source, way.target, way.oracle) == (f"seg_{a}", f"seg_{b}", a == b)
+            assert way.classes == pointsegda.CLASSES and way.per_point and not way.crop
 
 
-NONSENSE = ("", None, "M", "M_M", "m_s", "M_S_SC", "M_SC_", "M-S", "F_A", "shapes")
-NONSENSE_SEG = ("seg_", "seg_F", "seg_M_SC", "seg_SC_M", "seg_seg_F_A", "seg_F_A_M")
+NONSENSE = ("", None, "M", "M_X", "m_s", "M_S_SC", "M_SC_", "M-S", "F_A", "shapes")
+NONSENSE_SEG = ("seg_", "seg_F", "seg_M_SC", "seg_SC_M", "seg_seg_F_A", "seg_F_A_M", "seg_F_seg_A")
 
 
 @pytest.mark.parametrize("task", NONSENSE + NONSENSE_SEG)
-def test_split_task_refuses_nonsense(task):
+def test_direction_refuses_nonsense(task):
     """The message names the flag and the choices."""
-    text = refusal(lambda: data.split_task(task))
-    assert f"--task {task}:" in text and "M_SC" in text and "seg_F_A" in text
+    text = refusal(lambda: data.direction(task))
+    assert f"--task {task}:" in text and "M_SC" in text and "seg_F_A" in text and "oracle" in text
+
+
+# ---------------------------------------------------------------- a further data set
+TINY = """
+import numpy as np
+
+NAME, CLASSES, DOMAINS, PREFIX = "Tiny", ("ball", "plate", "rod"), {"tiny_A": "first", "tiny_B": "scans"}, "tiny_"
+SPLITS, PER_POINT, POINTS, SCANS = ("train", "test"), False, 50, {"tiny_B"}
+
+def load(root, key, split, labels):
+    y = np.arange(12) % len(CLASSES)
+    rng = np.random.default_rng([*DOMAINS].index(key) * len(SPLITS) + SPLITS.index(split))
+    points = rng.normal(size=(12, 60, 3)) / (1 + y[:, None, None])
+    return points.astype(np.float32), y  # labels even where they were not asked for
+
+def size(root, key, split):
+    return 12
+
+def check(root, key, counts):
+    assert counts["train"] == {"total": 12, "per_class": [4, 4, 4]}
+
+def official(key, counts):
+    return counts["train"]["total"] == 12
+"""
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A data set of three classes, entered in SOURCES."""
+    module = ModuleType("tiny")
+    exec(TINY, vars(module))
+    monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, module))
+    return module
+
+
+def test_a_further_data_set_is_one_module_and_one_entry(tiny, tmp_path):
+    """It gives directions, loads, is counted and named, and brings its classes along; the others stay as they are."""
+    way = data.direction("tiny_A_B")
+    assert (way.source, way.target, way.classes) == ("tiny_A", "tiny_B", ("ball", "plate", "rod"))
+    assert way.crop and not way.per_point and not way.oracle and not data.direction("tiny_B_A").crop
+    assert data.direction("tiny_B_B").oracle and data.direction("M_S").dataset is pointda
+    src, tgt = load_domain(tmp_path, way.source), load_domain(tmp_path, way.target, labels=False)
+    assert src.train.shape == (12, 60, 3) and src.classes == way.classes and src.splits == ("train", "test")
+    assert src.train_labels.tolist() == [0, 1, 2] * 4 and tgt.train_labels is None and tgt.test_labels is None
+    assert data.counts_text(src) == "first: train 12 [4, 4, 4], test 12 [4, 4, 4]"
+    assert data.counts_text(tgt) == "scans: train 12, test 12" and data.data_name(tmp_path, src, tgt) == "Tiny"
+    assert data.fingerprint(src, tgt) != data.fingerprint(tgt, src)
+    for wrong in ("tiny_A_C", "tiny_A_S", "M_tiny_A"):
+        assert "tiny_A_B" in refusal(lambda: data.direction(wrong))
+
+
+def test_a_further_set_of_ones_own_is_called_by_its_note(tiny, tmp_path, monkeypatch):
+    """Counts that are not official: the first line of NAME in the data folder, or in the set's own folder there."""
+    monkeypatch.setattr(tiny, "official", lambda key, counts: False)
+    domain = load_domain(tmp_path, "tiny_A")
+    (tmp_path / "NAME").write_text("My clouds\n")
+    assert data.data_name(tmp_path, domain, domain) == "custom: My clouds"
+    (tmp_path / "Tiny").mkdir()
+    (tmp_path / "Tiny/NAME").write_text("My tiny ones\n")
+    assert data.data_name(tmp_path, domain, domain) == "custom: My tiny ones"
+
+
+def test_every_data_set_has_the_same_names():
+    """Those that datasets/__init__.py lists; keys begin with the prefix and belong to one data set."""
+    values = ("NAME", "CLASSES", "DOMAINS", "PREFIX", "SPLITS", "PER_POINT", "POINTS", "SCANS")
+    for dataset in data.SOURCES:
+        assert all(hasattr(dataset, name) for name in values)
+        assert all(callable(getattr(dataset, name)) for name in ("load", "size", "check", "official"))
+        assert all(key.startswith(dataset.PREFIX) for key in dataset.DOMAINS)
+        assert set(dataset.SCANS) <= set(dataset.DOMAINS)
+    keys = [key for dataset in data.SOURCES for key in dataset.DOMAINS]
+    assert len(keys) == len(set(keys)) and all(key in data.dataset_of(key).DOMAINS for key in keys)

@@ -1,6 +1,7 @@
-"""download.py: unpacking, refusing, checking, and what it says when there is no way to fetch the set."""
+"""datasets/download.py: unpacking, refusing, checking, and what it says when there is no way to fetch the set."""
 
 import io
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from fixtures import make_pointsegda, refusal
 
-import data
-import download
+from datasets import download, pointda
+from engine.base import cli
 
 KINDS = pytest.mark.parametrize("kind", [".zip", ".tar", ".tgz"])
 
@@ -130,7 +131,7 @@ def test_a_bad_archive_is_named_and_leaves_nothing(members, tmp_path, new, kind,
     path = pack(tmp_path / f"a{kind}", members)
     BAD_ARCHIVE[damage](path)
     text = refusal(lambda: download.unpack(path, new))
-    assert str(path) in text and f"python download.py {new} --unpack FILE" in text and not list(new.iterdir())
+    assert str(path) in text and f"python -m datasets.download {new} --unpack FILE" in text and not list(new.iterdir())
 
 
 OTHERS = {
@@ -168,12 +169,12 @@ def test_check_prints_counts_and_the_name(whole, capsys, monkeypatch):
     ones = f"train 10 {[1] * 10}, test 10 {[1] * 10}"
     assert out[:4] == [f"{name}: {ones}" for name in ("modelnet", "shapenet", "scannet")] + ["data name: custom: set"]
     assert "DefRec_and_PCM" in out[4]
-    monkeypatch.setattr(data, "OFFICIAL", {key: ((1,) * 10, (1,) * 10) for key in data.DOMAINS})
-    for key in (None, *data.DOMAINS):  # all official, then one that is not
-        monkeypatch.setitem(data.OFFICIAL, key, ((2,) * 10, (1,) * 10))
+    monkeypatch.setattr(pointda, "OFFICIAL", {key: ((1,) * 10, (1,) * 10) for key in pointda.DOMAINS})
+    for key in (None, *pointda.DOMAINS):  # all official, then one that is not
+        monkeypatch.setitem(pointda.OFFICIAL, key, ((2,) * 10, (1,) * 10))
         download.check(whole)
         assert ("data name: PointDA-10" in capsys.readouterr().out) == (key is None)
-        monkeypatch.setitem(data.OFFICIAL, key, ((1,) * 10, (1,) * 10))
+        monkeypatch.setitem(pointda.OFFICIAL, key, ((1,) * 10, (1,) * 10))
 
 
 def test_check_prints_the_bodies_that_are_there(root, capsys):
@@ -220,13 +221,22 @@ def test_the_command_unpacks_what_was_fetched(members, tmp_path, monkeypatch, ca
 def test_an_error_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     """A folder that cannot be made, a set that is not there, a missing argument."""
     (tmp_path / "file").write_text("")
-    for flags, says in (([tmp_path / "file/x"], "file/x"), ([tmp_path, "--check"], "modelnet"), ([], "root")):
+    for flags, says in (([tmp_path / "file/x"], "file/x"), ([tmp_path, "--check"], "modelnet"), ([], "root; see")):
         monkeypatch.setattr("sys.argv", ["download.py", *map(str, flags)])
         with pytest.raises(SystemExit) as end:
-            download.cli(download.main)
+            cli(download.main)
         out, err = capsys.readouterr()
         assert end.value.code == 2 and out == "" and says in err
         assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_the_module_is_a_command():
+    """python -m datasets.download, from the repository's root; a wrong flag names that command."""
+    root = Path(download.__file__).parent.parent
+    argv = [sys.executable, "-m", "datasets.download", "--chekc"]
+    run = subprocess.run(argv, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
+    assert run.stderr.endswith("see python -m datasets.download --help\n")
 
 
 # ---------------------------------------------------------------- no way to fetch it
@@ -237,7 +247,7 @@ def with_gdown(monkeypatch, fetch):
 def by_hand(root):
     """The message of a failed download, which gives the address and the command to run by hand."""
     text = refusal(lambda: download.download(root))
-    assert f"id={download.ARCHIVE}" in text and f"python download.py {root} --unpack FILE" in text
+    assert f"id={download.ARCHIVE}" in text and f"python -m datasets.download {root} --unpack FILE" in text
     return text
 
 

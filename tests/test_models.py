@@ -1,15 +1,16 @@
-"""models.py against the plain edge-tensor form in float64, and against algebra: symmetries, EMA, shapes."""
+"""models.py: engine/fast.py against the formula of every layer (models.PLAIN), and algebra: symmetries, shapes."""
 
 import copy
 
-import edge_oracle
 import pytest
 import torch
 
 import models
-from common import UserError
+from engine import fast
+from engine.base import UserError
 
-BACKBONES = ("pointnet", "dgcnn", "dgcnn-seg")
+BACKBONES = tuple(models.BACKBONES)
+CLASSES = 10
 
 
 def clouds(batch, n, seed=0, dtype=torch.float64):
@@ -31,7 +32,19 @@ def scrambled(module, seed=0):
 
 def fresh(backbone, seed=0):
     torch.manual_seed(seed)
-    return models.build(backbone)
+    return models.build(backbone, CLASSES)
+
+
+@pytest.fixture
+def by_formula(monkeypatch):
+    """by_formula(f, *args) is f(*args) with every layer computed by its formula."""
+
+    def call(f, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "PLAIN", True)
+            return f(*args)
+
+    return call
 
 
 def everything(module, *inputs):
@@ -58,15 +71,14 @@ def assert_equal(found, expected, tolerance):
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m: name + m)
 
 
-# ------------------------------------------------------------------------------ the plain form
+# ---------------------------------------------------------------- fast.py against the formulas
 @pytest.mark.parametrize("train", (True, False))
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_encoder_equals_the_plain_form(backbone, train):
+def test_encoder_equals_its_formulas(backbone, train, by_formula):
     """Outputs, running statistics and all gradients are those of the edge-tensor form, in both modes."""
-    fast = scrambled(fresh(backbone).encoder).train(train)
-    plain = edge_oracle.plain(copy.deepcopy(fast))
-    x = clouds(3, 40)
-    assert_equal(everything(fast, x), everything(plain, x), 1e-10)
+    encoder, x = scrambled(fresh(backbone).encoder).train(train), clouds(3, 40)
+    expected = by_formula(everything, copy.deepcopy(encoder), x)
+    assert_equal(everything(encoder, x), expected, 1e-10)
 
 
 def test_scrambled_norms_have_both_signs():
@@ -75,52 +87,72 @@ def test_scrambled_norms_have_both_signs():
     assert all((bn.weight < 0).any() and (bn.weight > 0).any() for bn in norms)
 
 
+LAYERS = {
+    "point": lambda: models.PointLayer(5, 7),
+    "point, max": lambda: models.PointMaxLayer(5, 7),
+    "linear, max": lambda: models.LinearMaxLayer(5, 7),
+    "edge": lambda: models.EdgeConv(5, 7),
+    "edge 2": lambda: models.EdgeConv2(5, 6, 7),
+    "edge 2, bare": lambda: models.EdgeConv2(5, 6, 7, normed=False),
+    "linear edge": lambda: models.LinearEdgeConv(5, 7),
+    "linear edge 2": lambda: models.LinearEdgeConv(5, 6, 7),
+}
+
+
 @pytest.mark.parametrize("train", (True, False))
 @pytest.mark.parametrize(
-    "name, widths", (("EdgeConv", (5, 7)), ("EdgeConv2", (5, 6, 7)), ("LinearEdgeConv", (5, 6, 7)))
+    "dtype, batch, n, tolerance", ((torch.float64, 13, 320, 1e-10), (torch.float32, 3, 40, 1e-5)), ids=("f64", "f32")
 )
-def test_edge_layer_equals_the_plain_form(name, widths, train):
-    """Each edge layer alone, on enough points for two blocks of rows and the two-step neighbour search."""
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_equals_its_formula(name, dtype, batch, n, tolerance, train, by_formula):
+    """Each layer alone; in float64 on enough points for two blocks of rows and the two-step neighbour search."""
     torch.manual_seed(0)
-    fast = scrambled(getattr(models, name)(*widths)).train(train)
-    plain = edge_oracle.plain(copy.deepcopy(fast))
-    x = torch.randn(13, 320, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 2
-    flat = everything(fast_on_clouds(fast), x)
-    assert_equal({k.removeprefix("part."): v for k, v in flat.items()}, everything(plain, x), 1e-10)
+    layer = scrambled(LAYERS[name]()).to(dtype).train(train)
+    x = torch.randn(batch, n, 5, generator=torch.Generator().manual_seed(1), dtype=dtype) + 2
+    expected = by_formula(everything, copy.deepcopy(layer), x)
+    assert_equal(everything(layer, x), expected, tolerance)
 
 
-def fast_on_clouds(part):
-    """A layer on rows and graph as a layer on clouds (B, N, C), which is how the plain form takes them."""
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.part = part
-
-        def forward(self, x):
-            return self.part(x.flatten(0, 1), models.graph(x)).view(*x.shape[:2], -1)
-
-    return Wrapped()
+@pytest.mark.parametrize("train", (True, False))
+def test_per_point_head_equals_the_concatenation(train, by_formula):
+    """W_p p + W_g g is W [p; g], gradients and running statistics included."""
+    torch.manual_seed(0)
+    head = scrambled(models.PerPointHead(12, 5)).train(train)
+    g = torch.Generator().manual_seed(1)
+    points = torch.randn(3, 17, 12, generator=g, dtype=torch.float64)
+    whole = torch.randn(3, models.GLOBAL, generator=g, dtype=torch.float64)
+    expected = by_formula(everything, copy.deepcopy(head), points, whole)
+    assert_equal(everything(head, points, whole), expected, 1e-10)
 
 
-def test_weights_load_across():
-    """The plain form has the same parameter names, so one state_dict serves both."""
-    fast, plain = fresh("dgcnn"), edge_oracle.build("dgcnn")
-    plain.load_state_dict(fast.state_dict())
-    x = clouds(2, 32, dtype=torch.float32)
-    torch.testing.assert_close(fast.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_formulas_and_fast_forms_share_the_graph_alone(backbone, by_formula, monkeypatch):
+    """Under PLAIN a model calls nothing of fast.py but knn, otherwise it forms no edges: neither proves itself."""
+
+    def forbidden(*args):
+        raise AssertionError("the other form was called")
+
+    model, x = fresh(backbone), clouds(2, 24, dtype=torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "edges", forbidden)
+        model(x)
+    for name in ("flat", "fold", "pair_weight", "point_max", "neighbour_max", "linear_of_pair"):
+        monkeypatch.setattr(fast, name, forbidden)
+    by_formula(model, x)
+    with pytest.raises(AssertionError, match="other form"):
+        model(x)
 
 
 @pytest.mark.parametrize("name, widths", (("EdgeConv", (3, 16)), ("EdgeConv2", (3, 8, 16))))
-def test_float32_statistics_far_from_the_origin(name, widths):
+def test_float32_statistics_far_from_the_origin(name, widths, by_formula):
     """Moments are centred first: 30 radii off the origin float32 statistics agree with float64."""
     torch.manual_seed(0)
-    fast = getattr(models, name)(*widths)
-    exact = edge_oracle.plain(copy.deepcopy(fast).double())
+    layer = getattr(models, name)(*widths)
+    exact = copy.deepcopy(layer).double()
     x = clouds(4, 64) + 30
-    fast(x.float().flatten(0, 1), models.graph(x))
-    exact(x)
-    for found, expected in zip(fast.buffers(), exact.buffers()):
+    layer(x.float())
+    by_formula(exact, x)
+    for found, expected in zip(layer.buffers(), exact.buffers()):
         torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -129,8 +161,8 @@ def test_gradients_written_by_hand():
     g = torch.Generator().manual_seed(0)
     b, a, weight = (torch.randn(n, 3, generator=g, dtype=torch.float64).requires_grad_() for n in (6, 6, 4))
     idx = torch.stack([torch.randperm(6, generator=g)[:4] for _ in range(6)])
-    assert torch.autograd.gradcheck(models.Moments.apply, (b,))
-    assert torch.autograd.gradcheck(models.SecondLayer.apply, (b, a, weight, idx, True))
+    assert torch.autograd.gradcheck(fast.Moments.apply, (b.view(2, 3, 3),))
+    assert torch.autograd.gradcheck(fast.SecondLayer.apply, (b, a, weight, idx, 0.2, True))
 
 
 def test_covariance_of_the_second_layer_in_float32():
@@ -139,15 +171,17 @@ def test_covariance_of_the_second_layer_in_float32():
     b, a, weight = (torch.randn(rows, 4, generator=g) for rows in (50, 50, 2))
     b += 300
     idx = torch.randint(50, (50, 20), generator=g)
-    cov = models.SecondLayer.apply(b, a, weight, idx, True)[2]
+    cov = fast.SecondLayer.apply(b, a, weight, idx, 0.2, True)[2]
     h = (b[idx].double() + a[:, None]).flatten(0, 1)
     torch.testing.assert_close(cov.double(), h.T.cov(correction=0), rtol=0, atol=1e-4)
 
 
-def test_running_max_ties_go_to_the_first():
+def test_ties_go_to_the_first():
     """As in torch.max over an axis: resampled clouds hold points twice, and the first gets the gradient."""
     values = torch.randint(4, (20, 100), generator=torch.Generator().manual_seed(0)).float()
-    best, rank = models.running_max(values)
+    best, rank = torch.full((100,), -torch.inf), torch.zeros(100, dtype=torch.uint8)
+    for n, value in enumerate(values):
+        fast.keep_larger(best, rank, value, n)
     assert torch.equal(best, values.amax(0)) and torch.equal(rank.long(), (values == best).int().argmax(0))
 
 
@@ -157,27 +191,15 @@ def test_repeated_points_of_large_coordinates():
     conv = models.EdgeConv(3, 64)
     conv.linear.weight.data[:, 3:] = 0  # sees x_j - x_i alone
     x = (1e4 * clouds(2, 16)).float().repeat_interleave(20, 1)
-    assert conv(x.flatten(0, 1), models.graph(x)).isfinite().all()
+    assert conv(x).isfinite().all()
 
 
-@pytest.mark.parametrize("train", (True, False))
-def test_per_point_head_equals_the_concatenation(train):
-    """W_p p + W_g g is W [p; g], gradients and running statistics included."""
-    torch.manual_seed(0)
-    fast = scrambled(models.PerPointHead(12, 5)).train(train)
-    plain = edge_oracle.plain(copy.deepcopy(fast))
-    g = torch.Generator().manual_seed(1)
-    points = torch.randn(3, 17, 12, generator=g, dtype=torch.float64)
-    whole = torch.randn(3, models.GLOBAL, generator=g, dtype=torch.float64)
-    assert_equal(everything(fast, points, whole), everything(plain, points, whole), 1e-10)
-
-
-# ---------------------------------------------------------------------------------- neighbours
+# ---------------------------------------------------------------- neighbours
 @pytest.mark.parametrize("n, k", ((320, 20), (323, 20), (64, 20), (7, 20), (2, 20)))
 def test_knn_against_brute_force(n, k):
     """The chosen points are the k nearest, the point itself is among them, none comes twice."""
     x = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    idx = models.knn(x, k)
+    idx = fast.knn(x, k)
     k = min(k, n)
     distance = ((x[:, :, None] - x[:, None]) ** 2).sum(-1)
     assert idx.shape == (2, n, k) and idx.dtype == torch.int64
@@ -188,11 +210,11 @@ def test_knn_against_brute_force(n, k):
 
 def test_knn_keeps_itself_among_equal_points():
     """With every point the same, each is still its own neighbour."""
-    idx = models.knn(torch.ones(2, 320, 3), 20)
+    idx = fast.knn(torch.ones(2, 320, 3), 20)
     assert (idx == torch.arange(320)[:, None]).any(-1).all()
 
 
-# ---------------------------------------------------------------------------------- symmetries
+# ---------------------------------------------------------------- symmetries
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_order_of_points(backbone):
     """Permuting points permutes point features and per-point logits, and leaves global feature and logits."""
@@ -215,7 +237,7 @@ def test_evaluation_of_a_cloud_ignores_the_others(backbone):
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]))
 
 
-# ---------------------------------------------------------------------------- shapes and sizes
+# ---------------------------------------------------------------- shapes and sizes
 @pytest.mark.parametrize("n", (2, 5, 24))
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes(backbone, n):
@@ -224,7 +246,7 @@ def test_shapes(backbone, n):
     points, whole = features = model.encoder(x)
     logits = model.predict(features)
     assert points.shape == (2, n, model.encoder.point_dim) and whole.shape == (2, models.GLOBAL)
-    assert logits.shape == ((2, n, 8) if backbone == "dgcnn-seg" else (2, 10))
+    assert logits.shape == ((2, n, CLASSES) if backbone == "dgcnn-seg" else (2, CLASSES))
     (points.sum() + whole.sum() + logits.sum()).backward()
     assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -240,8 +262,8 @@ def test_equal_points(backbone):
 
 def test_unknown_backbone():
     """An unknown name is the user's error and names the choices."""
-    with pytest.raises(UserError, match="resnet.*pointnet, dgcnn or dgcnn-seg"):
-        models.build("resnet")
+    with pytest.raises(UserError, match="resnet.*dgcnn, pointnet, dgcnn-seg"):
+        models.build("resnet", CLASSES)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -263,44 +285,30 @@ def test_state_dict_round_trip(tmp_path):
     assert torch.equal(model.eval()(x), other.eval()(x))
 
 
-# ------------------------------------------------------------------------------------- teacher
-def test_ema_follows_its_formula():
-    """Weights and float buffers move by min(.999, 1 - 1/(t+1)); integer buffers are copied."""
-    student = scrambled(fresh("pointnet"))
-    teacher = models.EMA(student)
-    expected = {name: value.clone() for name, value in student.state_dict().items()}
-    for t in (0, 1, 2, 5000):
-        scrambled(student, seed=t + 1)
-        student(clouds(2, 16, seed=t))  # moves the buffers
-        decay = min(0.999, 1 - 1 / (t + 1))
-        for name, value in student.state_dict().items():
-            mean = decay * expected[name] + (1 - decay) * value
-            expected[name] = mean if value.is_floating_point() else value.clone()
-        teacher.update(student, t)
-    found = teacher.model.state_dict()
-    assert_equal(found, expected, 1e-12)
-    assert found["classifier.1.num_batches_tracked"] == 4
-    assert not torch.equal(found["classifier.1.running_mean"], student.classifier[1].running_mean)
+def checkpoint(backbone, classes, state):
+    return {"config": {"args": {"backbone": backbone}, "classes": classes}, "student": state}
 
 
-def test_teacher_is_apart_and_in_eval_mode():
-    """The teacher needs no gradient, shares no memory with the student and stays in eval mode."""
-    student = fresh("pointnet")
-    teacher, x = models.EMA(student), clouds(2, 16, dtype=torch.float32)
-    before = teacher.model(x)
-    with torch.no_grad():
-        for p in student.parameters():
-            p.add_(1)
-    student.train()
-    assert torch.equal(teacher.model(x), before) and not before.requires_grad
-    assert not any(part.training for part in teacher.model.modules())
-    assert not any(p.requires_grad for p in teacher.model.parameters())
-    teacher.update(student, 0)  # the first step forgets the start
-    assert torch.equal(teacher.model(x), student.eval()(x))
+@pytest.mark.parametrize("classes", (("chair", "lamp", "sofa"), ("head", "arm")))
+def test_model_of_a_checkpoint(classes):
+    """The model answers as the one that was saved, with as many outputs as the checkpoint has classes."""
+    saved, x = models.build("pointnet", len(classes)).eval(), clouds(2, 16, dtype=torch.float32)
+    found = models.model_of(checkpoint("pointnet", classes, saved.state_dict())).eval()
+    assert torch.equal(found(x), saved(x)) and found(x).shape == (2, len(classes))
+
+
+@pytest.mark.parametrize(
+    "backbone, n, which", (("dgcnn", 3, "student"), ("pointnet", 4, "student"), ("pointnet", 3, "last_student"))
+)
+def test_model_of_what_does_not_fit(backbone, n, which):
+    """Another backbone, another number of classes or a missing state is the user's error."""
+    state = models.build("pointnet", 3).state_dict()
+    with pytest.raises(UserError, match=f"no {which} that fits this version's {backbone}; train it again"):
+        models.model_of(checkpoint(backbone, "abcdef"[:n], state), which)
 
 
 def test_the_segmenter_has_batch_norm_in_its_head_alone():
     """DefRec's DGCNN for PointSegDA has none, T-net included; with few clouds a batch the norm of a T-net is noise."""
-    model = models.build("dgcnn-seg")
+    model = fresh("dgcnn-seg")
     normed = [name for name, part in model.named_modules() if isinstance(part, torch.nn.BatchNorm1d)]
     assert len(normed) == 3 and all(name.startswith("classifier.") for name in normed)

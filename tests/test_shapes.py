@@ -5,8 +5,9 @@ import functools
 import numpy as np
 import pytest
 
-import shapes
-from common import UserError
+from datasets import shapes
+from datasets.pointda import CLASSES
+from engine.base import UserError
 
 make = functools.cache(shapes.make)
 SETS = [(key, split) for key in shapes.COUNTS for split in ("train", "test")]
@@ -28,7 +29,8 @@ def test_objects_have_the_promised_arrays(key, split):
     assert labels.shape == (n,) and labels.dtype == np.int64
     assert np.isfinite(points).all() and np.ptp(points, axis=1).min() > 0.01
     assert np.array_equal(np.bincount(labels), np.array(shapes.COUNTS[key]) * (n // 200))
-    assert np.bincount(labels, minlength=10).min() >= 5
+    assert np.bincount(labels, minlength=len(CLASSES)).min() >= 5
+    assert [maker.__name__ for maker in shapes.MAKERS] == list(CLASSES) and shapes.size(key, split) == n
 
 
 def test_only_m_is_balanced():
@@ -42,7 +44,7 @@ def test_only_m_is_balanced():
 def test_bodies_show_all_eight_parts(key, split):
     """Every figure fits in [-1, 1]^3 and has points of each part."""
     points, labels = make(key, split)
-    assert points.shape == (shapes.BODIES[split], 2048, 3) and points.dtype == np.float32
+    assert points.shape == (shapes.size(key, split), 2048, 3) and points.dtype == np.float32
     assert labels.shape == points.shape[:2] and labels.dtype == np.int64
     assert np.isfinite(points).all() and np.abs(points).max() <= 1
     assert all(np.bincount(body, minlength=8).min() >= 10 and body.max() == 7 for body in labels)

@@ -1,140 +1,118 @@
-"""The three tables from made-up results: who lands in which cell, and that a cell nobody ran is empty."""
+"""Tables from made-up results: who lands in which cell, that a cell nobody ran is empty, which cells are missing."""
 
 import json
 import re
+import shlex
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 import data
 import eval as evaluation
-import tables
-import trains
-from common import UserError
-from fixtures import command, refusal, some
+import stage1_ssl
+from engine.base import UserError
+from fixtures import command, refusal
+from paper import __main__ as paper
+from paper import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, **more):
     """A result.json as far as the tables read it."""
-    flags = dict.fromkeys(evaluation.FLAGS) | dict(
-        task=task, backbone="dgcnn", ssl=ssl, pcm=False, select=select, beta=0.7, alpha=1.0, measure=None
-    )
-    flags |= dict(mtl="sum", oracle=False, batch_size=64, scratch=False, gcn_iters=1000, seed=seed, steps=10, points=64)
-    flags |= more
-    part = {column: {"acc": acc, "mean_acc": acc, "step": 10} for column in ("last", "source_val", "oracle")}
-    part["flags"] = flags
-    data = {"name": "built-in shapes", "fingerprint": "f" * 64, "counts": {}}
-    whole = {key: flags[key] for key in ("task", "backbone", "ssl", "steps", "points")} | {"data": data, "n_test": 7}
+    way = data.direction(task)
+    flags = dict.fromkeys(evaluation.FLAGS) | dict(task=task, ssl=ssl, select=select, seed=seed, score="skewness")
+    flags |= dict(backbone="dgcnn-seg" if way.per_point else "dgcnn", beta=0.7, alpha=1.0, mtl="sum", batch_size=64)
+    flags |= dict(scratch=False, gcn_iters=1000, steps=10, points=64) | more
+    scores = {key: acc for key in evaluation.metrics_of(way.per_point)}
+    part = {column: scores | {"step": 10} for column in evaluation.COLUMNS}
+    part |= {"flags": flags, "curve": [{"step": 10, "source": 0.5, "target": acc}]}
+    whole = {key: flags[key] for key in ("task", "backbone", "ssl", "steps", "points")} | {"per_point": way.per_point}
+    whole |= {"data": {"name": "built-in shapes", "fingerprint": "f" * 64, "counts": {}}, "n_test": 7}
     whole |= {"device": "CPU", "commit": "abc", "versions": {"torch": "2"}, "seconds": 60}
     return whole | {"stage1": part, "stage2": part if stage == 2 else None}
 
 
-def cells(text):
+def paper_cells(name, runs):
     """(method, line) -> cells of the row; the method's name stands in its first row only."""
-    rows, name = {}, ""
-    for line in text.splitlines():
+    rows, method = {}, ""
+    for line in tables.paper_table(tables.TABLES[name], runs).splitlines():
         if line.startswith("| ") and not line.startswith("| method"):
             first, kind, *values = (cell.strip() for cell in line.strip("|").split("|"))
-            name = first or name
-            rows[name, kind] = values
+            method = first or method
+            rows[method, kind] = values
     return rows
 
 
+# ---------------------------------------------------------------- Tables I, II, III
 def test_table_1_pools_seeds_beside_the_papers_number():
     """Self-dist + SM-DSB on M→S: 83.6 in the paper, 55.0 ± 7.1 over two seeds; all other cells are empty."""
-    text = tables.table("1", [result(seed=0, acc=0.5), result(seed=1, acc=0.6)])
-    found = cells(text)
+    runs = [result(seed=0, acc=0.5), result(seed=1, acc=0.6)]
+    found = paper_cells("table1", runs)
     name = "Self-dist GCN + SM-DSB, stage 2"
     assert found[name, "paper"] == ["83.6", "63.0", "84.9", "59.5", "90.5", "81.7", "77.2"]
     for line in ("last", "**source val**", "oracle (a leak)"):
         assert found[name, line] == ["55.0 ± 7.1 (2)", "", "", "", "", "", ""]
     assert found["PointDAN", "paper"][0] == "83.9" and ("PointDAN", "last") not in found
-    assert "| | n, test clouds | 7 |" in text
+    assert found["", "n, test clouds"] == ["7", "", "", "", "", "", ""]
+    text = tables.paper_table(tables.TABLES["table1"], runs)
     assert "built-in shapes" in text and "Not PointDA-10" in text
 
 
 def test_table_2_is_mean_iou_with_the_averages_of_the_rows():
-    """57.1 and 58.2 where the paper prints 58.1 and 67.2; the oracle has the paper's row; steps follow the source."""
-    seg = dict(task="seg_F_A", backbone="dgcnn-seg", ssl="defrec", stage=1)
+    """57.1 and 58.2 where the paper prints 58.1 and 67.2; steps follow the source."""
+    seg = dict(task="seg_F_A", ssl="defrec", stage=1, acc=0.25)
     runs = [result(**seg), result(**seg | {"task": "seg_M_F", "steps": 20})]
-    runs += [result(**seg | {"ssl": "none", "select": "all", "oracle": True})]
-    for run in runs:
-        for column in ("last", "source_val", "oracle"):
-            run["stage1"][column] = {"miou": 0.25, "step": 10}
-    text = tables.table("2", runs)
-    found = cells(text)
+    found, which = paper_cells("table2", runs), tables.TABLES["table2"]
     assert found["DefRec", "paper"][-1] == "57.1" and found["DefRec + SM-DSB, stage 1", "paper"][-1] == "58.2"
-    row = dict(zip(tables.SEG_TASKS, found["DefRec + SM-DSB, stage 1", "last"]))
+    row = dict(zip(which.directions, found["DefRec + SM-DSB, stage 1", "last"]))
     assert row["seg_F_A"] == row["seg_M_F"] == "25.0 (1)" and list(row.values()).count("") == 10
-    assert found["Oracle", "paper"][:2] == ["81.8", "80.9"] and found["Oracle", "last"][1] == "25.0 (1)"
-    assert "mean IoU" in text and "67.2" in text and "accuracy" not in text.splitlines()[0]
+    text = tables.paper_table(which, runs)
+    assert "mean IoU" in text and "67.2" in text and "accuracy" not in text
+
+
+def test_one_oracle_serves_every_column_of_its_target():
+    """seg_A_A stands in F→A, M→A and S→A beside the paper's oracle; S_S in two of Table I, which prints none."""
+    found = paper_cells("table2", [result("seg_A_A", "none", "all", acc=0.25, stage=1)])
+    columns = tables.TABLES["table2"].directions
+    row, printed, n = (found["Oracle", "last"], found["Oracle", "paper"], found["", "n, test clouds"])
+    row, printed, n = (dict(zip(columns, cells)) for cells in (row, printed, n))
+    own = [name for name in columns if name.endswith("_A")]
+    assert len(own) == 3 and {name for name in columns if row[name]} == {name for name in columns if n[name]} == {*own}
+    assert {row[name] for name in own} == {"25.0 (1)"} and {printed[name] for name in own} == {"80.9"}
+    plain = dict(ssl="none", select="all", stage=1)
+    found = paper_cells("table1", [result("S_S", **plain), result("M_S", acc=0.1, **plain)])
+    assert found["Oracle", "last"] == ["50.0 (1)", "", "", "", "", "50.0 (1)", ""] and ("Oracle", "paper") not in found
+    assert found["No Adaptation", "last"][0] == "10.0 (1)"
 
 
 def test_bodies_in_two_frames_do_not_meet_in_a_cell():
     """With and without --unit-sphere: refused in Table II, rows of two names in an ordinary table."""
-    seg = dict(task="seg_F_A", backbone="dgcnn-seg", ssl="defrec", stage=1)
+    seg = dict(task="seg_F_A", ssl="defrec", stage=1)
     raw, unit = runs = [result(**seg), result(**seg, seed=1, unit_sphere=True)]
-    for run in runs:
-        for column in ("last", "source_val", "oracle"):
-            run["stage1"][column] = {"miou": 0.25, "step": 10}
-    with pytest.raises(UserError, match="differ"):
-        tables.table("2", runs)
-    assert tables.table("2", [raw]) and tables.table("2", [unit])
-    names = [line.split(" | ")[0] for line in evaluation.table(runs).splitlines()]
+    which = tables.TABLES["table2"]
+    assert "differ" in refusal(lambda: tables.paper_table(which, runs))
+    assert tables.paper_table(which, [raw]) and tables.paper_table(which, [unit])
+    names = [line.split(" | ")[0] for line in tables.side_by_side(runs).splitlines()]
     assert "| seg_F_A dgcnn-seg defrec low 0.7" in names and "| seg_F_A dgcnn-seg defrec low 0.7 (unit sphere)" in names
 
 
-def test_accuracy_and_iou_do_not_share_a_table(tmp_path):
-    """Runs of both kinds: TABLE has the classes, TABLE_seg the bodies; of one kind there is TABLE alone."""
-    seg = result(task="seg_F_A", backbone="dgcnn-seg", ssl="defrec", stage=1)
-    folders = []
-    for name, run in (("classes", result()), ("bodies", seg)):
-        for part in (run["stage1"], run["stage2"]):
-            if part:
-                part["curve"] = [{"step": 10, "source": 0.5, "target": 0.5}]
-                part |= {c: {"miou": 0.25, "step": 10} for c in evaluation.COLUMNS} if run is seg else {}
-        folders.append(tmp_path / name)
-        folders[-1].mkdir()
-        (folders[-1] / "result.json").write_text(json.dumps(run))
-    command(evaluation.main, "--table", tmp_path / "both", *folders)
-    classes, bodies = (tmp_path / f"both{end}.md" for end in ("", "_seg"))
-    assert "accuracy" in classes.read_text() and "seg_" not in classes.read_text()
-    assert "mean IoU" in bodies.read_text() and "M_S " not in bodies.read_text()
-    assert (tmp_path / "both_seg.csv").exists() and (tmp_path / "both_seg.png").exists()
-    command(evaluation.main, "--table", tmp_path / "one", folders[1])
-    assert "mean IoU" in (tmp_path / "one.md").read_text() and not (tmp_path / "one_seg.md").exists()
-
-
-def test_a_result_of_another_version_is_one_line(tmp_path):
-    """Without a flag that rows are told apart by, or of another form: the remedy is the command that writes it."""
-    old = result()
-    del old["stage2"]["flags"]["unit_sphere"]
-    for content in (old, {}, []):
-        (tmp_path / "result.json").write_text(json.dumps(content))
-        for main, argv in ((evaluation.main, ["--table", tmp_path / "t"]), (tables.main, ["1"])):
-            assert f"eval.py --run {tmp_path}" in refusal(lambda: command(main, *argv, tmp_path))
-
-
 def test_controls_have_rows_of_their_own():
-    """random, gradient surgery and no adaptation do not mix with the methods of the paper."""
-    runs = [
-        result(select="random"),
-        result(select="all", mtl="pcgrad", acc=0.1),
-        result(ssl="none", select="all", stage=1),
-    ]
-    found = cells(tables.table("1", runs))
+    """random, gradient surgery, another score and no adaptation do not mix with the methods of the paper."""
+    runs = [result(select="random"), result(select="all", mtl="pcgrad", acc=0.1), result(score="gini", acc=0.2)]
+    found = paper_cells("table1", [*runs, result(ssl="none", select="all", stage=1)])
     assert found["selfdist random 0.7, stage 2", "last"][0] == "50.0 (1)"
     assert found["selfdist all pcgrad, stage 2", "last"][0] == "10.0 (1)"
+    assert found["selfdist low 0.7 by gini, stage 2", "last"][0] == "20.0 (1)"
     assert found["No Adaptation", "paper"][0] == "83.3" and found["No Adaptation", "last"][0] == "50.0 (1)"
 
 
 def test_table_3_quotes_only_what_the_text_quotes():
     """DefRec+PCM on M→S*, 47.1 without and 49.2 with SM-DSB (beta .8), nothing else."""
-    low = dict(backbone="pointnet", ssl="defrec", pcm=True, task="M_SC", beta=0.8)
-    found = cells(tables.table("3", [result(**low), result(**low | {"select": "all"})]))
+    low = dict(backbone="pointnet", ssl="defrec+pcm", task="M_SC", beta=0.8)
+    found = paper_cells("table3", [result(**low), result(**low | {"select": "all"})])
     assert found["DefRec+PCM + SM-DSB, stage 2", "paper"] == ["", "49.2", "", "", "", "", ""]
     assert found["DefRec+PCM, stage 2", "paper"] == ["", "47.1", "", "", "", "", ""]
     papers = [v for (_, kind), values in found.items() if kind == "paper" for v in values if v]
@@ -143,56 +121,212 @@ def test_table_3_quotes_only_what_the_text_quotes():
 
 def test_a_table_of_nothing_has_the_papers_numbers_and_no_others():
     """No run: every line is the paper's."""
-    found = cells(tables.table("1", []))
+    found = paper_cells("table1", [])
     assert {kind for _, kind in found} == {"paper", "n, test clouds"} and len(found) == 11
 
 
+def test_methods_by_the_papers_names():
+    """M_S with Self-dist GCN + SM-DSB is printed as 83.6; controls have no name in the paper."""
+    flags = result()["stage2"]["flags"]
+    printed = lambda **more: tables.reported().get((tables.method_of(flags | more), "dgcnn", "M_S"))
+    assert printed() == "83.6" and printed(select="all") == "83.9" and printed(ssl="none") == "83.3"
+    assert printed(ssl="defrec+pcm", select="all") == "81.7" and printed(ssl="defrec", select="all") is None
+    for more in ({"select": "random"}, {"beta": 0.3}, {"alpha": 6}, {"mtl": "cgdm"}, {"gcn_iters": 0}, {"task": "S_S"}):
+        assert tables.method_of(flags | more) is None
+
+
 def test_runs_that_do_not_belong_together_are_refused():
-    """Another backbone, or other numbers of steps: one line that names the run."""
-    with pytest.raises(UserError, match="is dgcnn"):
-        tables.table("1", [result(backbone="pointnet")])
-    with pytest.raises(UserError, match="differ"):
-        tables.table("1", [result(), result(seed=1, steps=20)])
+    """Other numbers of steps or points: they do not meet in a table."""
+    for more in ({"steps": 20}, {"points": 32}):
+        with pytest.raises(UserError, match="differ"):
+            tables.paper_table(tables.TABLES["table1"], [result(), result(seed=1, **more)])
 
 
-def test_make_tables_run_what_they_are_asked_for(tmp_path):
-    """METHODS, TASKS and SEEDS choose the cells; + passes --pcm and --mtl on; a finished cell is not run again."""
-    argv = ["make", "-n", "PY=python", "DATA=shapes", "TASKS=M_SC", "SEEDS=3"]
-    out = subprocess.run([*argv, "table1", "METHODS=defrec+pcm-all"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "--ssl defrec --pcm --select all" in out and "--seed 3" in out
-    assert re.search(r"tables.py 1 runs/M_SC-dgcnn-defrec\+pcm-all-b0.7-s3-shapes$", out, re.M)
-    out = subprocess.run([*argv, "table3", "METHODS=gast-all+cgdm"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "--select all --mtl cgdm --beta 0.8" in out and "--steps 20000" in out and "--backbone pointnet" in out
+# ---------------------------------------------------------------- any runs
+def write(folder, content):
+    """A result.json in a folder, which is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
 
 
-# ---------------------------------------------------------------- trains.py
-@pytest.fixture(scope="module")
-def few():
-    """Sixteen clouds of each domain of the built-in shapes."""
-    return {key: data.load_domain("shapes", key) for key in ("M", "S")}
+def test_accuracy_and_iou_do_not_share_a_table(tmp_path):
+    """Runs of both kinds: TABLE has the classes, TABLE_seg the bodies; of one kind there is TABLE alone."""
+    seg = write(tmp_path / "bodies", result("seg_F_A", "defrec", acc=0.25, stage=1))
+    command(paper.main, "table", seg, write(tmp_path / "classes", result()), "--out", tmp_path / "both")
+    classes, bodies = (tmp_path / f"both{end}.md" for end in ("", "_seg"))
+    assert "accuracy" in classes.read_text() and "seg_" not in classes.read_text()
+    assert "mean IoU" in bodies.read_text() and "M_S " not in bodies.read_text()
+    assert (tmp_path / "both_seg.csv").exists() and (tmp_path / "both_seg.png").exists()
+    command(paper.main, "table", seg, "--out", tmp_path / "one")
+    assert "mean IoU" in (tmp_path / "one.md").read_text() and not (tmp_path / "one_seg.md").exists()
 
 
-@pytest.mark.parametrize("ssl", trains.TASKS)
-@pytest.mark.parametrize("backbone", trains.BACKBONES)
-@pytest.mark.parametrize("select", trains.SELECTS)
-def test_every_task_learns(select, backbone, ssl, few, monkeypatch):
-    """The short form of `make trains`, on sixteen built-in shapes: L_c falls, all is finite, the kept count is as asked."""
-    monkeypatch.setattr(data, "load_domain", lambda root, key, labels=True: some(few[key], 16, labels))
-    # under self-distillation's distortion a classifier needs hundreds of steps
-    monkeypatch.setattr(data, "elastic", lambda points, generator: points)
-    flags = dict(task="M_S", data="shapes", ssl=ssl, backbone=backbone, select=select, points=32, batch_size=32, seed=0)
-    rows, finite, name = trains.short_run({**flags, "steps": 12, "device": "cpu"})
-    found = trains.verdict(rows, finite, trains.asked_for(select, 0.7, 16))
-    assert found["ok"], found
-    assert name == "built-in shapes" and len(rows) == len(finite) == 12
+def test_without_folders_a_table_takes_all_of_runs(tmp_path, monkeypatch, capsys):
+    """Every runs/*/result.json; none is an error of the user's."""
+    monkeypatch.chdir(tmp_path)
+    assert "make demo" in refusal(lambda: command(paper.main, "table"))
+    write(tmp_path / "runs" / "a", result()), write(tmp_path / "runs" / "b", result(seed=1))
+    command(paper.main, "table")
+    assert "| M_S dgcnn selfdist low 0.7 | 1 | 0 1 |" in (tmp_path / "results" / "table.md").read_text()
+    assert "wrote results/table.md" in capsys.readouterr().out
 
 
-def test_the_verdict_can_fail():
-    """A rising loss, a wrong count or a gradient that is not finite fails a run."""
-    row = lambda cls, kept=6: {"cls": cls, "ssl_src": 1.0, "ssl_tgt": 1.0, "kept": kept}
-    good = [row(2.0), row(1.5), row(1.0)]
-    assert trains.verdict(good, [True], 6)["ok"]
-    assert not trains.verdict(good[::-1], [True], 6)["ok"]
-    assert not trains.verdict(good, [True, False], 6)["ok"]
-    assert not trains.verdict(good, [True], 8)["ok"]
-    assert not trains.verdict([row(2.0) | {"ssl_src": float("nan")}, *good[1:]], [True], 6)["ok"]
+def test_a_result_of_another_version_is_one_line(tmp_path):
+    """Without a flag that rows are told apart by, or of another form: the remedy is the command that writes it."""
+    old = result()
+    del old["stage2"]["flags"]["unit_sphere"]
+    for content in (old, {}, []):
+        write(tmp_path, content)
+        text = refusal(lambda: command(paper.main, "table", tmp_path, "--out", tmp_path / "t"))
+        assert f"eval.py --run {tmp_path}" in text
+
+
+def record(select, seed, acc, stage=1, **more):
+    """A record as far as pairs and differences read it."""
+    flags = {key: None for key in evaluation.FLAGS} | dict(task="M_S", backbone="pointnet", ssl="defrec", mtl="sum")
+    flags |= dict(beta=0.7, alpha=1.0, score="skewness", select=select, seed=seed)
+    return {"fingerprint": "f", "stage": stage, "source_val_acc": acc, **flags, **more}
+
+
+def test_pairs_share_what_the_other_depends_on():
+    """`all` is found whatever its beta, and once; `random` with the same beta; `high` with the same score, too."""
+    ours = [record("low", 0, 0.5, beta=0.3), record("low", 1, 0.6, beta=0.3, score="gini")]
+    others = [record("all", 0, 0.1), record("all", 0, 0.2, beta=0.9), record("all", 1, 0.3, stage=2)]
+    others += [record("random", 0, 0.3), record("random", 1, 0.4, beta=0.3)]
+    others += [record("high", 1, 0.5, beta=0.3), record("high", 1, 0.6, beta=0.3, score="gini")]
+    accs = lambda other: [(a["seed"], b["source_val_acc"]) for a, b in tables.pairs([*others, *ours], "low", other)]
+    assert accs("all") == [(0, 0.2)] and accs("random") == [(1, 0.4)] and accs("high") == [(1, 0.6)]
+
+
+def test_differences_pair_runs_by_seed():
+    """low minus random, all and high by hand; a comparator and an oracle have no part in it."""
+    runs = [record("low", 0, 0.5), record("low", 1, 0.6), record("random", 1, 0.5), record("random", 0, 0.3)]
+    runs += [record("all", 1, 0.7), record("all", 0, 0.9, mtl="pcgrad"), record("high", 5, 0.1)]
+    runs += [record("low", 0, 0.5, task="S_S"), record("all", 0, 0.9, task="S_S")]
+    lines = tables.differences(runs)
+    assert "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
+    assert "| all of stage 1, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
+    assert len(lines) == 5 and tables.differences(runs[:2]) == []
+
+    stages = [record(*each, stage=n) for each in (("low", 0, 0.5), ("all", 0, 0.4)) for n in (1, 2)]
+    lines = tables.differences(stages)
+    assert [line.count("+10.0") for line in lines] == [0, 0, 1, 1, 0]  # two stages of a run are not two pairs
+    steep = tables.differences([record("low", 0, 0.5, alpha=2.0), record("all", 0, 0.4)])
+    assert steep[2] == "| M_S pointnet defrec low 0.7 alpha 2, stage 1 | +10.0 |  |  |"
+
+    # a beta and a measuring mode have a row of their own, beside the controls that share them
+    knobs = [("low", 0.3, 0.2), ("random", 0.3, 0.1), ("random", 0.7, 0.4)]
+    modes = [("low", "eval", 0.8), ("high", "eval", 0.6), ("high", "x", 0)]
+    runs = [record(select, 0, acc, beta=beta) for select, beta, acc in knobs]
+    runs += [record(select, 0, acc, measure=mode) for select, mode, acc in modes]
+    lines = tables.differences([*runs, record("low", 0, 0.5), record("all", 0, 0.6, beta=0.9)])
+    assert lines[2:5] == [
+        "| M_S pointnet defrec low 0.3, stage 1 | -40.0 | +10.0 |  |",
+        "| M_S pointnet defrec low 0.7 measured in eval mode, stage 1 | +20.0 | +40.0 | +20.0 |",
+        "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +10.0 |  |",
+    ]
+
+
+def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
+    """Everything a table was made from."""
+    command(paper.main, "table", write(tmp_path, result(acc=2 / 3)), "--out", tmp_path / "t")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert len(lines) == 3 and {"stage", "seed", "score", "last_acc", "fingerprint"} <= set(lines[0].split(","))
+    assert "0.66667" in lines[1] and "0.666667" not in lines[1] and all("f" * 13 not in line for line in lines)
+
+
+# ---------------------------------------------------------------- cells
+@pytest.fixture
+def cells(tmp_path, monkeypatch, capsys):
+    """What `python -m paper cells` prints for these words, in a folder of one's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def lines(words):
+        command(paper.main, "cells", *words.split(), "--device", "cpu")
+        return capsys.readouterr().out.split()
+
+    return lines
+
+
+def test_cells_are_what_make_runs(cells):
+    """METHODS, TASKS and SEEDS choose the cells; an oracle's is one for all directions with its target."""
+    found = cells("table1 --tasks M_SC --methods defrec+pcm-all --methods gast-low --seeds 3 4")
+    assert found == [f"run-M_SC-{method}-{seed}" for method in ("defrec+pcm-all", "gast-low") for seed in (3, 4)]
+    found = cells("table2 --data shapes --seeds 0")
+    oracles = [name for name in found if re.search(r"seg_(.)_\1", name)]
+    assert len(found) == 4 + 12 * 5 and sorted(oracles) == [f"run-seg_{key}_{key}-none-all-0" for key in "AFMS"]
+    assert "run-S_SC-defrec+pcm-all+cagrad-2" in (found := cells("table3")) and len(found) == 6 * 13 * 3
+    assert cells("study --tasks seg_F_M --methods mlsp-high --seeds 0 --data shapes") == ["run-seg_F_M-mlsp-high-0"]
+
+
+def test_a_finished_cell_is_not_run_again(cells, tmp_path, capsys):
+    """Its folder is that of stage 1; without the wanted stage, or of another version, it is not finished."""
+    words = "table3 --tasks M_SC --seeds 3 --methods {} --points 64".format
+    low = dict(backbone="pointnet", steps=20_000, beta=0.8, points=64, seed=3, task="M_SC")
+    for method in ("gast-low", "defrec+pcm-all"):
+        ssl, select = method.split("-")
+        args = stage1_ssl.SETTINGS | low | dict(ssl=ssl, select=select, device="cpu")
+        folder = stage1_ssl.folder_of(stage1_ssl.settle(Namespace(**args)), "--gcn-iters 5")
+        name, text = f"run-M_SC-{method}-3", f"{words(method)} --stage2=--gcn-iters_5"
+        assert cells(text) == [name]
+        whole = result(ssl=ssl, select=select, stage=1, acc=0.25, **low)
+        write(tmp_path / folder, whole)
+        assert cells(text) == [name] and cells(f"{text} --stages 1") == []
+        write(tmp_path / folder, {"stage2": {}})
+        assert cells(text) == [name]
+        write(tmp_path / folder, whole | {"stage2": whole["stage1"]})
+        assert cells(text) == [] and cells(words(method)) == [name]
+    argv = f"{words('gast-low')} --stage2=--gcn-iters_5 --device cpu".split()
+    command(paper.main, *argv)
+    text = (tmp_path / "results" / "table3.md").read_text()
+    assert text.count("25.0 (1)") == 3 and text in capsys.readouterr().out
+    assert len((tmp_path / "results" / "table3.csv").read_text().splitlines()) == 2
+    command(paper.main, "study", *argv[1:], "--backbone", "pointnet", "--steps", 20_000, "--beta", 0.8)
+    assert "M_SC pointnet gast low 0.8" in (tmp_path / "results" / "study.md").read_text()
+
+
+def test_a_table_has_the_oracles_that_were_run(tmp_path, monkeypatch):
+    """In Table I without being asked for."""
+    monkeypatch.chdir(tmp_path)
+    args = stage1_ssl.SETTINGS | dict(task="S_S", ssl="none", select="all", device="cpu")
+    write(tmp_path / stage1_ssl.folder_of(stage1_ssl.settle(Namespace(**args))), result("S_S", "none", "all", stage=1))
+    command(paper.main, "table1", "--device", "cpu")
+    assert "| Oracle | last | 50.0 (1) |" in (tmp_path / "results" / "table1.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        ("cells table1 --methods selfdist", "--methods selfdist"),
+        ("cells table1 --methods x-low", "--methods x-low"),
+        ("cells table1 --tasks X_Y", "X_Y"),
+        ("cells table1 --tasks seg_F_A --data shapes", "Table I has"),
+        ("cells table1 --backbone pointnet", "Table I is dgcnn"),
+        ("table1 --seed 3", "--seeds"),
+        ("table3 --mtl cgdm", "--methods"),
+        ("study --tasks M_S", "make study"),
+    ],
+)
+def test_errors_are_one_line(words, text, tmp_path, monkeypatch):
+    """What cannot be a cell, and a table of nothing."""
+    monkeypatch.chdir(tmp_path)
+    assert text in refusal(lambda: command(paper.main, *words.split(), "--device", "cpu"))
+
+
+def test_make_runs_a_cell_where_the_table_looks_for_it(tmp_path, monkeypatch, capsys):
+    """run-TASK-SSL-SELECT-SEED becomes flags of stage 1, and these the folder that the cell has."""
+    make = lambda *words: subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    (cell,) = re.findall(r"run (TASK=.*)", make("PY=python", "run-M_SC-defrec+pcm-all+cgdm-3"))
+    shared = ["DATA=shapes", "BACKBONE=pointnet", "STEPS=20000", "BETA=0.8", "ARGS=--points 64", "ARGS2=--gcn-iters 5"]
+    out = make("PY=python", "run", *cell.split(), *shared)
+    flags = re.search(r'run="\$\(python stage1_ssl.py (.*)\)"', out).group(1)
+    command(stage1_ssl.main, *shlex.split(flags))
+    folder = Path(capsys.readouterr().out.strip())
+
+    monkeypatch.chdir(tmp_path)
+    words = "table3 --data shapes --tasks M_SC --seeds 3 --methods defrec+pcm-all+cgdm --points 64".split()
+    whole = result("M_SC", "defrec+pcm", "all", 3, mtl="cgdm", backbone="pointnet", steps=20_000, beta=0.8, points=64)
+    write(tmp_path / folder, whole)
+    command(paper.main, "cells", *words, "--stage2=--gcn-iters 5")
+    assert capsys.readouterr().out.strip() == ""

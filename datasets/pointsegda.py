@@ -1,0 +1,62 @@
+"""PointSegDA: bodies from FAUST (seg_F), MIT (seg_M), Adobe (seg_A) and SCAPE (seg_S), a label for each point.
+
+PointSegDA/{faust,mit,adobe,scape}/{train,val,test}/*.npy, each [P, 4]: x, y, z, label 1..8; see __init__.py.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from datasets import files, shapes
+from engine.base import UserError
+
+NAME = "PointSegDA"
+CLASSES = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
+DOMAINS = {"seg_F": "faust", "seg_M": "mit", "seg_A": "adobe", "seg_S": "scape"}
+PREFIX = "seg_"
+SPLITS = ("train", "val", "test")
+PER_POINT = True
+POINTS = 2048
+SCANS = set()  # whole bodies, none seen from one side only
+REMEDY = "get PointSegDA (github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/)"
+
+
+def load(root, key, split, labels):
+    """Points (n, P, 3) float32 as in the files, labels (n, P) int64, 0..7, if asked for; UserError names a bad file."""
+    if str(root) == "shapes":
+        points, y = shapes.make(key, split)
+        return points, y if labels else None
+    paths = _files(root, key, split)
+    clouds = [files.read_npy(path) for path in paths]
+    P = Counter(cloud.shape[:1] for cloud in clouds).most_common(1)[0][0]  # (P,): so the odd file is named
+    for path, cloud in zip(paths, clouds):
+        files.check_cloud(cloud, path)
+        if cloud.shape != (*P, 4):
+            raise UserError(f"{path}: has shape {cloud.shape}, not {[*P, 4]} (x, y, z, label); replace it")
+        if labels and not np.isin(cloud[:, 3], 1 + np.arange(len(CLASSES))).all():
+            raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..{len(CLASSES)}; replace it")
+    array = np.stack(clouds)
+    return array[..., :3].astype(np.float32), array[..., 3].astype(np.int64) - 1 if labels else None
+
+
+def size(root, key, split):
+    """How many bodies a split has, without reading them."""
+    return shapes.size(key, split) if str(root) == "shapes" else len(_files(root, key, split))
+
+
+def check(root, key, counts):
+    """Nothing: there are no published counts to compare with."""
+
+
+def official(key, counts):
+    """Never: there are no published counts by which to know the set."""
+    return False
+
+
+def _files(root, key, split):
+    folder = files.folder(Path(root) / NAME / DOMAINS[key] / split, REMEDY)
+    paths = sorted(folder.glob("[!.]*.npy"))
+    if not paths:
+        raise UserError(f"{folder}: no .npy file; {REMEDY} again")
+    return paths

@@ -1,0 +1,61 @@
+"""Predictions, accuracy, mean IoU, and gradients as one vector."""
+
+import math
+
+import numpy as np
+import torch
+
+
+@torch.no_grad()
+def predict(model, points, batch=64):
+    """Argmax class of each cloud (or point) in eval mode, (n, N, 3) -> uint8 (n,) or (n, N)."""
+    training = model.training
+    model.eval()
+    out = torch.cat([model(part).argmax(-1) for part in points.split(batch)])
+    model.train(training)
+    return out.to(torch.uint8).cpu().numpy()
+
+
+def confusion(truth, predicted, C):
+    """Counts (C, C), rows the truth, columns the prediction."""
+    return np.bincount(truth * C + predicted, minlength=C * C).reshape(C, C)
+
+
+def accuracies(matrix):
+    """Overall accuracy, mean class accuracy over the classes present in the truth, and each class's (None: absent)."""
+    n = matrix.sum(1)
+    per_class = [float(matrix[c, c] / n[c]) if n[c] else None for c in range(len(n))]
+    return float(np.trace(matrix) / n.sum()), float(np.mean([a for a in per_class if a is not None])), per_class
+
+
+def mean_iou(truth, predicted, C):
+    """PointSegDA's metric: per cloud the mean IoU over the parts in truth or prediction, then the mean over clouds.
+
+    (n, N) labels in 0..C-1 -> mean IoU, and each part's mean over the clouds where it is in either (None: nowhere).
+    """
+    one_hot = lambda labels: labels[..., None] == np.arange(C)  # (n, N, C)
+    y, p = one_hot(truth), one_hot(predicted)
+    both, either = (y & p).sum(1), (y | p).sum(1)  # (n, C)
+    iou = np.divide(both, either, out=np.full(both.shape, np.nan), where=either > 0)
+    part_iou = [float(np.nanmean(column)) if np.isfinite(column).any() else None for column in iou.T]
+    return float(np.nanmean(iou, 1).mean()), part_iou
+
+
+def quality(truth, predicted, C):
+    """What a moment is selected by: accuracy of (n,) classes, mean IoU of (n, N) parts."""
+    return mean_iou(truth, predicted, C)[0] if truth.ndim == 2 else float((predicted == truth).mean())
+
+
+def flat_gradient(loss, parameters, **how):
+    """Gradient of a scalar over parameters as one vector (P,); zeros where the loss does not depend on them."""
+    if not loss.requires_grad:
+        return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
+    grads = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True, **how)
+    return torch.cat([g.flatten() for g in grads])
+
+
+def cosine(a, b):
+    """Cosine of two gradients (P,) as a float; nan where one of them vanished."""
+    a, b = a.double(), b.double()
+    size = (a.norm() * b.norm()).item()
+    return (a @ b).item() / size if size > 0 and math.isfinite(size) else math.nan

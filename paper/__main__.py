@@ -1,0 +1,28 @@
+"""The command line of paper/: a command's flags stand beside it, in the module that has it."""
+
+import engine  # noqa: F401, I001 - first: how torch's threads wait
+from pathlib import Path
+
+import paper
+from engine.base import cli
+from engine.flags import Parser
+from paper import cells, figures, finished, lesson, tables  # noqa: F401 - their commands enter themselves
+
+
+def main():
+    parser = Parser(prog="-m paper", description=paper.__doc__)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
+    for name, (function, flags, folder) in paper.COMMANDS.items():
+        text = function.__doc__
+        one = commands.add_parser(name, help=text.partition("\n")[0], description=text, conflict_handler="resolve")
+        for add in flags:
+            add(one)
+        # in place of stage 1's flag, which is the folder of a run
+        one.add_argument("--out", type=Path, default=Path(folder) / name, help="path to write to, without an ending")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    print(paper.COMMANDS[args.what][0](args))
+
+
+if __name__ == "__main__":
+    cli(main)
