@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 
 PY   ?= .venv/bin/python
 VENV := $(if $(filter .venv/bin/python,$(PY)),.venv/.ready)
-SUB  := @$(MAKE) --no-print-directory
+SUB  := +@$(MAKE) --no-print-directory
 
 SIX    := M_S M_SC S_M S_SC SC_M SC_S
 TWELVE := $(foreach a,F M A S,$(foreach b,$(filter-out $(a),F M A S),seg_$(a)_$(b)))
@@ -100,7 +100,7 @@ table1 table2 study: | $(VENV)
 table3: | $(VENV)
 	$(SUB) cells TABLE=$@ BACKBONE=pointnet STEPS=$(or $(STEPS),20000) BETA=$(or $(BETA),0.8)
 cells:
-	@set -e; cells="$$($(PY) -m paper cells $(TABLE) $(CELLS))"; \
+	+@set -e; cells="$$($(PY) -m paper cells $(TABLE) $(CELLS))"; \
 	[ -z "$$cells" ] || $(MAKE) --no-print-directory $$cells; \
 	$(PY) -m paper $(TABLE) $(CELLS) $(addprefix --out ,$(OUT))
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from datasets import files, pointda, pointsegda
 from datasets.files import normalise, turn_up
 from engine.base import UserError, generator
+from engine.fast import gather_points
 
 SOURCES = (pointda, pointsegda)  # a further data set is one file in datasets/ and its entry here
 
@@ -152,11 +153,6 @@ def stream(n, batch, step, *words):
         return _permutation(n, *words, step // per_epoch)[at : at + batch]
     rounds = math.ceil(batch / n)
     return torch.cat([_permutation(n, *words, step * rounds + i) for i in range(rounds)])[:batch]
-
-
-def gather_points(x, index):
-    """Rows of each cloud: (B, N, C), (B, n) -> (B, n, C); or (B, N), (B, n) -> (B, n)."""
-    return x.gather(1, index) if x.ndim == 2 else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def subsample_index(points, n, generator):

@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import data
-from datasets.files import normalise
 from engine.base import UserError, cli, read_json, write_atomically
 from engine.flags import Parser
 from engine.metrics import accuracies, confusion, mean_iou, quality
-from engine.picture import save_figure, scatter
+from engine.picture import draw_confusion, draw_parts, save_figure
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "select", "score", "beta", "alpha", "measure", "steps", "points")
@@ -99,9 +99,7 @@ def evaluate(run, root=None):
         flags = {key: own.get(key) for key in (*FLAGS, "seed")}
         result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truths, tgt.classes) | {"flags": flags}
     write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
-    draw_confusion(run / "confusion.png", result)
-    if result["per_point"]:
-        draw_parts(run / "parts.png", run / f"preds{done[-1]}.npz", result, tgt)
+    pictures(run, result, tgt)
     return result
 
 
@@ -181,54 +179,30 @@ def markdown(head, rows):
 
 
 # ---------------------------------------------------------------- pictures
-def draw_confusion(path, result):
-    """Confusion matrix of one run on the target test set, as a picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 5))
-    confusion_axes(figure.add_subplot(), result)
-    save_figure(figure, path)
+def title_of(result):
+    """A run in two lines, for its pictures."""
+    setting = name_of(last_stage(result)["flags"])
+    return f"{setting}, seed {result['seed']}, n = {result['n_test']}\n{result['data']['name']}"
 
 
 def confusion_axes(axes, result):
-    """Confusion matrix on the target test set (Fig. 3), share of each true class, at the source-validation step."""
-    stage, names = last_stage(result), result["classes"]
-    matrix = np.array(stage["confusion"])
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{name_of(stage['flags'])}, n = {result['n_test']}\n{result['data']['name']}", fontsize=8)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    text = lambda i, j: f"{share[i, j]:.0%}" if result["per_point"] else matrix[i, j]  # points are too many to count
-    for i, j in zip(*matrix.nonzero()):
-        colour = "white" if share[i, j] > 0.5 else "black"
-        axes.text(j, i, text(i, j), ha="center", va="center", fontsize=7, color=colour)
+    """Fig. 3: confusion matrix on the target test set at the source-validation step."""
+    matrix = np.array(last_stage(result)["confusion"])
+    draw_confusion(axes, matrix, result["classes"], shares=result["per_point"])  # points are too many to count
+    axes.set_title(title_of(result), fontsize=8)
 
 
-def draw_parts(path, preds, result, tgt):
-    """True and predicted parts of three test clouds side by side, at the source-validation step."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    stage, classes = last_stage(result), tgt.classes
-    points, truth = data.evaluation_subset(tgt.test, result["points"], tgt.test_labels)
-    with np.load(preds, allow_pickle=False) as kept:
-        predicted = kept["target"][list(kept["step"]).index(stage["source_val"]["step"])]
-    chosen = np.linspace(0, len(points) - 1, min(3, len(points))).astype(int)
-    figure = Figure(figsize=(3 * len(chosen), 7))
-    for column, i in enumerate(chosen):
-        x = normalise(points[i])
-        x = x.roll(2 - int((x.amax(0) - x.amin(0)).argmax()), 1)  # upright, whichever axis is up
-        iou = mean_iou(truth[i : i + 1].numpy(), predicted[i : i + 1], len(classes))[0]
-        pair = (truth[i], f"test cloud {i}: true"), (predicted[i], f"predicted, mean IoU {iou:.2f}")
-        for line, (part, title) in enumerate(pair):
-            axes = figure.add_subplot(2, len(chosen), line * len(chosen) + column + 1, projection="3d")
-            scatter(axes, x, colormaps["tab10"](np.asarray(part)), title)
-    handles = [figure.axes[0].plot([], [], "o", color=f"C{c}", label=name)[0] for c, name in enumerate(classes)]
-    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
-    figure.suptitle(f"{name_of(stage['flags'])}, seed {result['seed']}\n{result['data']['name']}", fontsize=8)
-    save_figure(figure, path)
+def pictures(run, result, tgt):
+    """RUN/confusion.png, and for segmentation RUN/parts.png, of the last stage at the source-validation step."""
+    figure = Figure(figsize=(5.5, 5))
+    confusion_axes(figure.add_subplot(), result)
+    save_figure(figure, run / "confusion.png")
+    if result["per_point"]:
+        stage, n = last_stage(result), 2 if result["stage2"] else 1
+        points, truth = data.evaluation_subset(tgt.test, result["points"], tgt.test_labels)
+        with np.load(run / f"preds{n}.npz", allow_pickle=False) as kept:
+            predicted = kept["target"][list(kept["step"]).index(stage["source_val"]["step"])]
+        save_figure(draw_parts(points, truth.numpy(), predicted, tgt.classes, title_of(result)), run / "parts.png")
 
 
 def main():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from engine.fast import knn
+from engine.fast import farthest_points, gather_points, normals
 from models import GLOBAL, PerPointHead
 
 
@@ -191,24 +191,13 @@ def masked_chamfer(predicted, truth, mask):
     K = max(int(mask.sum(1).max()), 1)
     index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first, (B, K)
     valid = mask.gather(1, index)
-    p, q = data.gather_points(predicted, index), data.gather_points(truth, index)  # (B, K, 3)
+    p, q = gather_points(predicted, index), gather_points(truth, index)  # (B, K, 3)
     with torch.no_grad():  # only who is nearest; the distance itself is taken again, exactly
         d = torch.cdist(p, q).masked_fill(~(valid[:, :, None] & valid[:, None]), math.inf)  # (B, K, K)
         to_q, to_p = d.argmin(2), d.argmin(1)  # (B, K)
-    there = (p - data.gather_points(q, to_q)).square().sum(-1)
-    back = (q - data.gather_points(p, to_p)).square().sum(-1)
+    there = (p - gather_points(q, to_q)).square().sum(-1)
+    back = (q - gather_points(p, to_p)).square().sum(-1)
     return ((there + back) * valid).sum(1) / valid.sum(1).clamp_min(1)  # an empty mask costs nothing, not 0/0
-
-
-def farthest_points(points, m):
-    """Farthest-point sampling of m points from each cloud, starting at its first, (B, N, 3) -> (B, m) index."""
-    index = torch.zeros(len(points), m, dtype=torch.long, device=points.device)
-    nearest = points.new_full(points.shape[:2], math.inf)
-    for i in range(1, m):  # over points, not clouds: each step serves the whole batch
-        newest = data.gather_points(points, index[:, i - 1 : i])  # (B, 1, 3)
-        nearest = torch.minimum(nearest, (points - newest).square().sum(-1))
-        index[:, i] = nearest.argmax(-1)
-    return index
 
 
 def pcm(points, generator):
@@ -220,7 +209,7 @@ def pcm(points, generator):
     mu = torch.rand((), generator=generator, device=points.device).item()
     partner = torch.randperm(B, generator=generator, device=points.device)
     n = round(mu * N)
-    picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
+    picked = gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
     return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), partner, mu
 
 
@@ -269,7 +258,7 @@ def turn_parts(points, generator):
     mu = torch.rand((), generator=generator, device=points.device).item()
     k_x, k_y = torch.randint(4, (2, B), generator=generator, device=points.device)
     n = round(mu * N)
-    picked = data.gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
+    picked = gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
     parts = quarter_turns(picked[:, :n], k_x, 0), quarter_turns(picked[:, : N - n], k_y, 1)
     return torch.cat(parts, 1), k_x, k_y, mu
 
@@ -309,17 +298,6 @@ class MaskedLocalStructure(Task):
 BINS = 16  # of the number of neighbours
 # in which they are counted: unit spheres of 1024 points, bodies of 2048, as its authors' scripts have it
 RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135, "seg_F": 0.091, "seg_M": 0.124, "seg_A": 0.0872, "seg_S": 0.115}
-
-
-def normals(points, k=20):
-    """Unit normals, of either sign, by PCA of the k nearest neighbours, (B, N, 3) -> (B, N, 3)."""
-    B, N, _ = points.shape
-    index = knn(points, k)
-    near = data.gather_points(points, index.flatten(1)).view(B, N, -1, 3)
-    near = near - near.mean(2, keepdim=True)
-    scatter = (near.transpose(2, 3) @ near).flatten(0, 1)  # (B.N, 3, 3), in parts: CUDA's solver has a limit near 2^15
-    vectors = [torch.linalg.eigh(part).eigenvectors[..., 0] for part in scatter.split(1 << 14)]  # least eigenvalue
-    return torch.cat(vectors).view(B, N, 3)
 
 
 def cardinality(points, radius, per_bin=2, spare=0):

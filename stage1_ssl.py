@@ -11,7 +11,6 @@ filtered here and no target label is opened. Stopped? Run the same command again
 import engine  # noqa: F401, I001 - first: how torch's threads wait
 import argparse
 import importlib
-import re
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ import data
 import models
 import ssl_tasks
 from engine.base import UserError, cli, generator, seed_of
-from engine.flags import Parser, number
+from engine.flags import Parser, add_flags, folder_name
 from engine.metrics import predict, quality
 from engine.run import Run
 from saliency import SCORES, measure, saliency_map, select
@@ -204,42 +203,12 @@ def load(args, run, expected=None):
 
 
 # ---------------------------------------------------------------- command line
+CHOICES = ssl_tasks.TASKS, models.BACKBONES, SCORES  # of --ssl, --backbone, --score
+
+
 def joining(mtl):
     """The way to join the losses that --mtl names; all but the paper's are looked up in extras/surgery.py."""
     return add if mtl == "sum" else importlib.import_module("extras.surgery").method(mtl)
-
-
-def add_flags(parser, **default):
-    """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
-    method, protocol = parser.add_argument_group("method"), parser.add_argument_group("protocol")
-
-    def flag(group, name, **kw):
-        group.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
-
-    tasks = (*ssl_tasks.TASKS, *(f"{name}+pcm" for name in ssl_tasks.TASKS))
-    selects = ("low", "high", "random", "all", "freeze")
-    seg = "centre and scale PointSegDA's bodies, where the domains' files differ in that"
-    flag(method, "--task", help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels")
-    flag(method, "--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
-    flag(method, "--backbone", choices=models.BACKBONES)
-    flag(method, "--ssl", choices=tasks, metavar="TASK", help=f"{', '.join(tasks)}; none: no adaptation")
-    flag(method, "--select", choices=selects, help="whose SSL loss stays: low is SM-DSB, all is the base")
-    flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch")
-    flag(method, "--steps", type=number(int, 1), help="of a stage: 40000 dgcnn, 10000 pointnet, 200 epochs of bodies")
-    flag(method, "--seed", type=number(int, 0, 2**32 - 1))
-    flag(method, "--out", type=Path, help="the run's folder; without it the run names one in runs/")
-    flag(protocol, "--score", choices=SCORES, help="what is selected by")
-    flag(protocol, "--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
-    flag(protocol, "--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
-    flag(protocol, "--mtl", help="how the losses' gradients are joined: sum, or a comparator: pcgrad, cagrad, cgdm")
-    flag(protocol, "--points", type=number(int, 20), help="points a cloud: 1024, of bodies 2048")
-    flag(
-        protocol, "--batch-size", type=number(int, 4, even=True), help="both domains: 64 dgcnn, 128 pointnet, 32 bodies"
-    )
-    flag(protocol, "--eval-every", type=number(int, 1), help="steps between evaluations: max(steps // 20, 100)")
-    flag(protocol, "--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies turn about z")
-    flag(protocol, "--unit-sphere", action=argparse.BooleanOptionalAction, help=seg)
-    flag(protocol, "--device", choices=("auto", "cpu", "cuda"))
 
 
 def settle(args):
@@ -273,23 +242,16 @@ def settle(args):
 
 
 def folder_of(args, more=""):
-    """The folder that a settled run names itself: what differs from the defaults is in it, and so no setting takes
-    another's; `more` are flags of stage 2."""
-    word = lambda text: re.sub(r"[^\w.]+", "_", str(text)).strip("_.")
-    name = f"{args.task}-{args.backbone}-{args.ssl}-{args.select}-b{args.beta:g}-s{args.seed}"
-    name += f"-{word(args.data)}" if str(args.data) != SETTINGS["data"] else ""
-    named = {key: getattr(args, key) for key in ("task", "data", "backbone", "ssl", "select")}
-    default = settle(argparse.Namespace(**SETTINGS | named))
-    default.eval_every = max(args.steps // 20, 100)
-    for key in ("steps", "score", "alpha", "measure", "mtl", "points", "batch_size", "eval_every", "up", "unit_sphere"):
-        value = getattr(args, key)
-        name += f"-{key}{word(value)}" if value != getattr(default, key) else ""
-    return Path("runs") / (name + (f"-{word(more)}" if more else ""))
+    """The folder that a settled run names itself, so that no setting takes another's; `more` are flags of stage 2."""
+    follows = {key: getattr(args, key) for key in ("task", "data", "backbone", "ssl", "select")}
+    default = settle(argparse.Namespace(**SETTINGS | follows))
+    default.data, default.eval_every = SETTINGS["data"], max(args.steps // 20, 100)
+    return Path("runs") / folder_name(args, default, more)
 
 
 def main():
     parser = Parser(description=__doc__)
-    add_flags(parser, **SETTINGS)
+    add_flags(parser, *CHOICES, **SETTINGS)
     parser.add_argument("--print-out", nargs="?", const="", metavar="STAGE2_FLAGS", help="print the run's folder, stop")
     args = parser.parse_args()
     more = args.__dict__.pop("print_out")

@@ -20,9 +20,9 @@ import data
 import models
 import ssl_tasks
 from engine.base import UserError, cli, file_hash, generator, seed_of
-from engine.flags import Parser, number
+from engine.flags import Parser, add_flags, number
 from engine.run import Run, load_checkpoint
-from stage1_ssl import add_flags, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
+from stage1_ssl import CHOICES, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 SETTINGS = dict(
@@ -228,7 +228,7 @@ def main():
     parser.add_argument("--perturb", **two, help="of what is added to the scores of pseudo-labelled samples")
     parser.add_argument("--gcn-iters", type=number(int, 0), help="a refinement; 0 = off, as on PointSegDA")
     parser.set_defaults(**SETTINGS)
-    add_flags(parser)
+    add_flags(parser, *CHOICES)
     args = parser.parse_args()
     start = load_checkpoint(args.init)
     inherit(args, start)

@@ -1,7 +1,9 @@
-"""Command lines: one line for a wrong flag, numbers with a range."""
+"""Command lines: one line for a wrong flag, numbers with a range, and the flags of both stages."""
 
 import argparse
 import math
+import re
+from pathlib import Path
 
 from engine.base import UserError
 
@@ -30,3 +32,49 @@ def number(kind, low, high=math.inf, even=False):
         return value
 
     return parse
+
+
+SELECTS = ("low", "high", "random", "all", "freeze")
+
+
+def add_flags(parser, tasks, backbones, scores, **default):
+    """The flags of both stages; stage 2 gives no defaults and takes what is not given from the checkpoint."""
+    method, protocol = parser.add_argument_group("method"), parser.add_argument_group("protocol")
+
+    def flag(group, name, **kw):
+        group.add_argument(name, default=default.get(name[2:].replace("-", "_")), **kw)
+
+    tasks = (*tasks, *(f"{name}+pcm" for name in tasks))
+    seg = "centre and scale PointSegDA's bodies, where the domains' files differ in that"
+    flag(method, "--task", help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels")
+    flag(method, "--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
+    flag(method, "--backbone", choices=backbones)
+    flag(method, "--ssl", choices=tasks, metavar="TASK", help=f"{', '.join(tasks)}; none: no adaptation")
+    flag(method, "--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
+    flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch")
+    flag(method, "--steps", type=number(int, 1), help="of a stage: 40000 dgcnn, 10000 pointnet, 200 epochs of bodies")
+    flag(method, "--seed", type=number(int, 0, 2**32 - 1))
+    flag(method, "--out", type=Path, help="the run's folder; without it the run names one in runs/")
+    flag(protocol, "--score", choices=scores, help="what is selected by")
+    flag(protocol, "--alpha", type=number(float, 0), help="radius exponent, Eq. (4)")
+    flag(protocol, "--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
+    flag(protocol, "--mtl", help="how the losses' gradients are joined: sum, or a comparator: pcgrad, cagrad, cgdm")
+    flag(protocol, "--points", type=number(int, 20), help="points a cloud: 1024, of bodies 2048")
+    flag(
+        protocol, "--batch-size", type=number(int, 4, even=True), help="both domains: 64 dgcnn, 128 pointnet, 32 bodies"
+    )
+    flag(protocol, "--eval-every", type=number(int, 1), help="steps between evaluations: max(steps // 20, 100)")
+    flag(protocol, "--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies turn about z")
+    flag(protocol, "--unit-sphere", action=argparse.BooleanOptionalAction, help=seg)
+    flag(protocol, "--device", choices=("auto", "cpu", "cuda"))
+
+
+def folder_name(args, default, more=""):
+    """What a run calls its folder: its setting, then each flag that is not the default's; `more` are further flags."""
+    word = lambda text: re.sub(r"[^\w.]+", "_", str(text)).strip("_.")
+    name = f"{args.task}-{args.backbone}-{args.ssl}-{args.select}-b{args.beta:g}-s{args.seed}"
+    said = {"task", "backbone", "ssl", "select", "beta", "seed", "data", "out", "device"}
+    name += f"-{word(args.data)}" if args.data != default.data else ""
+    for key in [key for key in vars(default) if key not in said and getattr(args, key) != getattr(default, key)]:
+        name += f"-{key}{word(getattr(args, key))}"
+    return name + (f"-{word(more)}" if more else "")

@@ -3,8 +3,10 @@
 import io
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from engine.base import write_atomically
+from engine.metrics import mean_iou
 
 LEVELS = np.array([[70, 110, 180], [235, 190, 70], [200, 45, 45]], np.uint8)  # low, middle, high saliency (Fig. 5)
 
@@ -45,8 +47,38 @@ def save_figure(figure, path):
 
 def draw(path, points, colours, title):
     """One coloured cloud as a picture."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5, 5))
     scatter(figure.add_subplot(projection="3d"), points, colours / 255, title)
     save_figure(figure, path)
+
+
+def draw_confusion(axes, matrix, names, shares):
+    """Counts (C, C), rows the truth, as shares of each row in colour; counts, or shares, written in."""
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for i, j in zip(*matrix.nonzero()):
+        text, colour = f"{share[i, j]:.0%}" if shares else matrix[i, j], "white" if share[i, j] > 0.5 else "black"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def draw_parts(points, truth, predicted, names, title):
+    """True and predicted parts of up to three clouds, (m, N, 3), (m, N) x2, side by side -> figure."""
+    from matplotlib import colormaps
+
+    chosen = np.linspace(0, len(points) - 1, min(3, len(points))).astype(int)
+    figure = Figure(figsize=(3 * len(chosen), 7))
+    for column, i in enumerate(chosen):
+        x = points[i] - points[i].mean(0)
+        x = (x / x.norm(dim=-1).amax()).roll(2 - int((x.amax(0) - x.amin(0)).argmax()), 1)  # upright, whichever is up
+        iou = mean_iou(truth[i : i + 1], predicted[i : i + 1], len(names))[0]
+        pair = (truth[i], f"test cloud {i}: true"), (predicted[i], f"predicted, mean IoU {iou:.2f}")
+        for line, (part, text) in enumerate(pair):
+            axes = figure.add_subplot(2, len(chosen), line * len(chosen) + column + 1, projection="3d")
+            scatter(axes, x, colormaps["tab10"](part), text)
+    handles = [figure.axes[0].plot([], [], "o", color=f"C{c}", label=name)[0] for c, name in enumerate(names)]
+    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8)
+    figure.suptitle(title, fontsize=8)
+    return figure

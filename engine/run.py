@@ -44,7 +44,7 @@ def load_checkpoint(path, device="cpu"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of some files that are refused below
             payload = torch.load(path, map_location=device, weights_only=True)
-        payload["config"]["args"]["task"], payload["config"]["classes"], payload["student"]
+            payload["config"]["args"]["task"], payload["config"]["classes"], payload["student"]
         return payload
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with stage1_ssl.py first") from None

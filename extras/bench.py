@@ -22,7 +22,7 @@ import models
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
-from engine.base import ROOT, cli, generator, provenance, write_atomically
+from engine.base import ROOT, cli, provenance, write_atomically
 from engine.flags import Parser, number
 
 TASK = "M_SC"
@@ -70,7 +70,7 @@ def encoder_cost(form, device, repeats):
     """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20 -> seconds, peak MB."""
     torch.manual_seed(0)
     models.PLAIN = form == "plain"
-    encoder = models.build("dgcnn", 10).encoder.to(device)
+    encoder = models.build("dgcnn", len(data.direction(TASK).classes)).encoder.to(device)
     x = clouds(16, 1024, device)
     before = peak_mb(device)
     times = [seconds(lambda: encoder(x)[1].sum().backward(), device) for _ in range(repeats + 1)]

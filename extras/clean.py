@@ -3,7 +3,7 @@
     python extras/clean.py
 
 Only folders under runs/ whose config.json names the built-in shapes are touched, and in them only the files that the
-scripts write: a folder that holds anything else keeps it. A run in progress stays, and so does whatever a link leads to.
+scripts write: a folder that holds anything else keeps it. A run in progress stays, and so does what a link leads to.
 """
 
 import json

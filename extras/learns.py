@@ -1,6 +1,6 @@
 """Does every task learn, on both backbones, alone and under SM-DSB? A short run of each, and what must hold of it.
 
-    python extras/learns.py --data data         # 4 tasks x 2 backbones x {all, low}, 30 steps each -> results/small/learns.md
+    python extras/learns.py --data data      # 4 tasks x 2 backbones x {all, low}, 30 steps each
 
 A run passes when the classification loss is lower in its last third than in its first, every SSL loss and every
 gradient is finite, and each step kept as many samples as it was asked to. No accuracy is measured here.

@@ -1,4 +1,4 @@
-"""clouds.py and the command of saliency.py: a cloud of one's own, from any file to a score, a picture and a coloured .ply."""
+"""One cloud at a time, and the command of saliency.py: a cloud of one's own, from any file to a score, a picture and a coloured .ply."""
 
 import io
 import os
@@ -13,12 +13,15 @@ from fixtures import refusal
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-import clouds
-import common
 import models
 import saliency
-from clouds import read_cloud, write_ply
-from data import CLASSES
+from datasets.files import PLY_TYPES, read_cloud
+from datasets.pointda import CLASSES
+from engine import picture as clouds
+from engine.base import UserError, cli
+from engine.picture import write_ply
+from engine.run import load_checkpoint, save_checkpoint
+from extras import my_cloud
 
 RAW = np.random.default_rng(0).normal(size=(60, 3)).round(3) * [1, 2, 3] + [5, 0, -1]
 UNIT = RAW - RAW.mean(0)
@@ -48,7 +51,7 @@ def ply(form, fields, before="", end="\n"):
             path.write_bytes((head + end.join([*rows, "3 0 1 2", ""])).encode())
             return
         order = "<" if "little" in form else ">"
-        vertex = np.zeros(len(RAW), [(name, order + clouds.PLY_TYPES[kind]) for name, kind in fields])
+        vertex = np.zeros(len(RAW), [(name, order + PLY_TYPES[kind]) for name, kind in fields])
         for name, column in columns.items():
             vertex[name] = column
         path.write_bytes(head.encode() + vertex.tobytes() + b"\3\0\0\0\0\1\0\0\0\2\0\0\0")
@@ -169,7 +172,7 @@ def test_a_ply_with_any_byte_changed_never_ends_in_a_traceback(tmp_path):
         path.write_bytes(HEAD[:at] + HEAD[at + 1 :] + ROWS)
         try:
             outcomes.add(bool(read_cloud(path).isfinite().all()))
-        except common.UserError as error:
+        except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
     assert outcomes == {"refused", True}
 
@@ -213,9 +216,9 @@ def test_scatter_keeps_z_up_and_the_axes_equal():
 # ---------------------------------------------------------------- python saliency.py
 def save_model(path, backbone="pointnet", task="M_S", alpha=1.0, drop=0):
     torch.manual_seed(0)
-    weights = dict(list(models.build(backbone).state_dict().items())[drop:])
-    config = {"args": {"task": task, "backbone": "pointnet", "alpha": alpha}}
-    common.save_checkpoint(path, {"config": config, "student": weights, "last_student": weights})
+    weights = dict(list(models.build(backbone, len(CLASSES)).state_dict().items())[drop:])
+    config = {"args": {"task": task, "backbone": "pointnet", "alpha": alpha}, "classes": list(CLASSES)}
+    save_checkpoint(path, {"config": config, "student": weights, "last_student": weights})
     return path
 
 
@@ -235,7 +238,7 @@ def in_process(monkeypatch, capsys, *argv):
     """(exit code, stdout, stderr) of the same command in this process."""
     monkeypatch.setattr("sys.argv", ["saliency.py", *map(str, argv)])
     try:
-        common.cli(saliency.main)
+        cli(my_cloud.main)
         code = 0
     except SystemExit as end:
         code = end.code
@@ -244,7 +247,7 @@ def in_process(monkeypatch, capsys, *argv):
 
 def oracle(ckpt, label=None, alpha=1.0):
     """Title's content by measure() in eval mode, which makes a pass of its own."""
-    model = common.model_of(common.load_checkpoint(ckpt)).eval()
+    model = models.model_of(load_checkpoint(ckpt)).eval()
     x = torch.from_numpy(UNIT).float()[None]
     share, predicted = model(x).softmax(-1)[0].max(-1)
     of = CLASSES[predicted] if label is None else label
@@ -284,7 +287,7 @@ def test_label_says_whose_loss_is_explained(ckpt, tmp_path, monkeypatch, capsys,
     npy(RAW)(tmp_path / "a.npy")
     code, out, _ = in_process(monkeypatch, capsys, "a.npy", "--ckpt", ckpt, "--label", label)
     assert code == 0 and out.splitlines()[0] == f"a.npy: {oracle(ckpt, label)}"
-    model = common.model_of(common.load_checkpoint(ckpt)).eval()
+    model = models.model_of(load_checkpoint(ckpt)).eval()
     x = read_cloud(tmp_path / "a.npy")[None].requires_grad_()
     loss = -model(x).log_softmax(-1)[0, CLASSES.index(label)]
     S = saliency.saliency_map(x, *torch.autograd.grad(loss, x))[0].detach().numpy()

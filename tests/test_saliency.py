@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from scipy import stats
 
 import models
-from saliency import measure, saliency_map, select, skewness, three_levels
+import stage1_ssl
+from engine.picture import three_levels
+from saliency import SCORES, gini, measure, saliency_map, select, shares, skewness, standardised_moment
 
 
 def rand(*shape, seed=0):
@@ -182,7 +184,7 @@ def test_small_batches_and_equal_points(B):
     """Batches of 1 and 2 and a cloud of equal points give finite scores in eval mode."""
     torch.manual_seed(0)
     x = torch.ones(B, 24, 3)
-    assert measure(models.build("pointnet"), x, mode="eval").tolist() == [0.0] * B
+    assert measure(models.build("pointnet", 10), x, mode="eval").tolist() == [0.0] * B
 
 
 def test_three_levels_cut_the_range_in_thirds():
@@ -191,21 +193,48 @@ def test_three_levels_cut_the_range_in_thirds():
     assert three_levels(torch.ones(4)).tolist() == [0, 0, 0, 0]
 
 
-def test_masks_freeze_halves_both_domains_and_low_never_filters_the_target():
-    """Random Gradient Freezing draws half of both; every other choice leaves the unlabelled batch whole."""
-    from stage1_ssl import masks
+def test_freeze_halves_both_domains_anew_and_low_never_filters_the_target():
+    """Random Gradient Freezing draws half of both, each step; every other choice leaves the unlabelled batch whole."""
+    args = SimpleNamespace(select="freeze", beta=0.7, seed=0, device="cpu")
+    u = SimpleNamespace(x=torch.zeros(6, 20, 3))
+    masks = [stage1_ssl.unlabelled_mask(t, args, u) for t in range(8)]
+    assert {int(mask.sum()) for mask in masks} == {3} and len({tuple(mask.tolist()) for mask in masks}) > 1
+    assert stage1_ssl.kept(args) == (0.5, "random")
+    for keep in ("low", "high", "random", "all"):
+        args.select = keep
+        assert stage1_ssl.kept(args) == (0.7, keep) and stage1_ssl.unlabelled_mask(0, args, u) is None
 
-    sk, g = rand(8), torch.Generator().manual_seed(0)
-    lam_s, lam_t = masks(None, SimpleNamespace(select="freeze", beta=0.7), 8, 6, g)
-    assert (int(lam_s.sum()), int(lam_t.sum())) == (4, 3)
-    for keep, n in (("low", 6), ("high", 6), ("random", 6), ("all", 8)):
-        lam_s, lam_t = masks(sk, SimpleNamespace(select=keep, beta=0.7), 8, 6, g)
-        assert int(lam_s.sum()) == n and lam_t.all()
+
+# ---------------------------------------------------------------- other scores
+def test_scores_of_hand_made_maps():
+    """An even map and a single point: the extremes of every score of a map; a high score is an uneven map."""
+    even, one = torch.ones(1, 100), torch.zeros(1, 100)
+    one[0, 3] = 5.0
+    loss, g = torch.tensor([2.0]), torch.Generator().manual_seed(0)
+    value = lambda name, S: SCORES[name](S, loss, g).item()
+    assert value("entropy", even) == pytest.approx(-math.log(100)) and value("entropy", one) == pytest.approx(0)
+    assert value("gini", even) == pytest.approx(0, abs=1e-9) and value("gini", one) == pytest.approx(0.99)
+    assert value("top5", even) == pytest.approx(0.05) and value("top5", one) == pytest.approx(1)
+    assert value("loss", even) == 2 and 0 <= value("random", even) <= 1
+    s = rand(5, 80) ** 3
+    assert np.allclose(standardised_moment(s, 4), stats.kurtosis(s.numpy(), axis=1, fisher=False))
+    a = np.sort(np.abs(s[0].numpy()))
+    pairs = np.abs(a[:, None] - a[None]).sum() / (2 * 80 * a.sum())  # mean absolute difference over twice the mean
+    assert gini(s)[0].item() == pytest.approx(pairs)
+    assert torch.equal(shares(torch.zeros(1, 4)), torch.full((1, 4), 0.25).double())
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name != "random"])
+def test_scores_ignore_the_order_of_points(name):
+    """Shuffled points, the same score; of a map, also under a positive factor."""
+    s, loss, g = rand(6, 50), rand(6), torch.Generator()
+    got = SCORES[name](s, loss, g)
+    assert got.shape == (6,) and torch.allclose(SCORES[name](7 * s[:, torch.randperm(50)], loss, g), got)
 
 
 def test_what_would_give_a_wrong_score_silently_is_refused():
     """Channels first, an unknown mode, and eval mode asked of a pass that is already made."""
-    model, x = models.build("pointnet"), torch.randn(3, 16, 3)
+    model, x = models.build("pointnet", 10), torch.randn(3, 16, 3)
     with pytest.raises(ValueError, match="B, N, 3"):
         saliency_map(x.transpose(1, 2), x.transpose(1, 2))
     with pytest.raises(ValueError, match="'Train'"):

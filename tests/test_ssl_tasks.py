@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import data
 import models
 import ssl_tasks
 from ssl_tasks import View
@@ -108,8 +109,8 @@ def test_masked_losses_keep_the_base_denominators(pooled, expected):
 def test_self_distillation_is_cross_entropy_to_the_teacher():
     """-sum softmax(teacher / .1) log softmax(student / .5), per sample; no gradient reaches the teacher."""
     torch.manual_seed(0)
-    model = models.build("pointnet")
-    task = ssl_tasks.build("selfdist", model, 32, "M", "SC")
+    model = models.build("pointnet", 10)
+    task = ssl_tasks.build("selfdist", model, 32, data.direction("M_SC"))
     view = View(clouds(4, 32), weak=clouds(4, 32, 1))
     student, teacher = model.encoder(view.x)[1], task.teacher.model.encoder(view.weak)[1]
     expected = -((teacher / 0.1).softmax(1) * torch.log((student / 0.5).softmax(1))).sum(1)
@@ -121,13 +122,13 @@ def test_self_distillation_is_cross_entropy_to_the_teacher():
 
 def test_weights_follow_the_bases():
     """Self-distillation ramps up as exp(-5 (1 - t/T)^2); DefRec halves both losses."""
-    model = models.build("pointnet")
-    task = ssl_tasks.build("selfdist", model, 32, "M", "S")
+    model = models.build("pointnet", 10)
+    task = ssl_tasks.build("selfdist", model, 32, data.direction("M_S"))
     assert [task.weight(p) for p in (0, 0.5, 1)] == [math.exp(-5), math.exp(-1.25), 1] and task.cls_weight == 1
-    task = ssl_tasks.build("defrec", model, 32, "M", "S")
+    task = ssl_tasks.build("defrec", model, 32, data.direction("M_S"))
     assert (task.weight(0.3), task.cls_weight) == (0.5, 0.5)
     for name in ("gast", "mlsp"):
-        task = ssl_tasks.build(name, model, 32, "M", "S")
+        task = ssl_tasks.build(name, model, 32, data.direction("M_S"))
         assert (task.weight(0.3), task.cls_weight) == (1, 0.5)
 
 
@@ -136,8 +137,8 @@ def test_weights_follow_the_bases():
 def test_losses_are_per_sample_finite_and_trainable(backbone, name):
     """(B,) on both domains, with finite gradients in the encoder and in the task's own head."""
     torch.manual_seed(0)
-    model = models.build(backbone)
-    task = ssl_tasks.build(name, model, 48, "M", "SC")
+    model = models.build(backbone, 10)
+    task = ssl_tasks.build(name, model, 48, data.direction("M_SC"))
     for key, source in (("M", True), ("SC", False)):
         view = task.views(clouds(4, 64), None, key, source, gen(1))
         loss = task(model, view, None, gen(2))
@@ -149,7 +150,7 @@ def test_losses_are_per_sample_finite_and_trainable(backbone, name):
 
 def test_no_task_costs_nothing():
     """`none` is zero for every sample."""
-    task = ssl_tasks.build("none", models.build("pointnet"), 32, "M", "SC")
+    task = ssl_tasks.build("none", models.build("pointnet", 10), 32, data.direction("M_SC"))
     view = task.views(clouds(4, 64), torch.arange(4), "M", True, gen())
     assert task(None, view, None, gen()).tolist() == [0] * 4 and torch.equal(view.y, torch.arange(4))
 
@@ -185,8 +186,8 @@ def test_turned_parts_carry_their_own_labels():
 def test_each_rotation_head_is_trained_on_its_own_label(monkeypatch):
     """The gradient of a head's bias is the softmax minus the one-hot of its own label, weighted mu and 1 - mu."""
     torch.manual_seed(0)
-    model = models.build("pointnet").eval()
-    task = ssl_tasks.build("gast", model, 40, "M", "SC")
+    model = models.build("pointnet", 10).eval()
+    task = ssl_tasks.build("gast", model, 40, data.direction("M_SC"))
     view = View(clouds(6, 40))
     turned, k_x, k_y, mu = ssl_tasks.turn_parts(view.x, gen(9))
     assert (k_x != k_y).any()
@@ -243,7 +244,7 @@ def test_cardinality_counts_as_a_loop_does():
 
 def test_the_radius_goes_with_the_domain():
     """.12 on S, .13 on M, .135 on SC, also in a batch joined from two domains."""
-    task = ssl_tasks.build("mlsp", models.build("pointnet"), 32, "M", "SC")
+    task = ssl_tasks.build("mlsp", models.build("pointnet", 10), 32, data.direction("M_SC"))
     views = [task.views(clouds(2, 40), None, key, True, gen()) for key in ("S", "M", "SC")]
     assert ssl_tasks.cat(views).radius.tolist() == pytest.approx([0.12, 0.12, 0.13, 0.13, 0.135, 0.135])
 
@@ -251,8 +252,8 @@ def test_the_radius_goes_with_the_domain():
 def test_mlsp_is_its_three_parts_by_hand():
     """.5 x 20 Chamfer, .5 (1 - abs cos), .05 (CE + .05 L1); points in the hole weigh 27; in a loop over points."""
     torch.manual_seed(0)
-    model = models.build("pointnet").eval()
-    task = ssl_tasks.build("mlsp", model, 60, "M", "SC").eval()
+    model = models.build("pointnet", 10).eval()
+    task = ssl_tasks.build("mlsp", model, 60, data.direction("M_SC")).eval()
     view = View(clouds(2, 60), radius=torch.tensor([0.3, 0.4]))
     deformed, hole, _ = ssl_tasks.deform(view.x, gen(2))
     with torch.no_grad():
@@ -270,3 +271,43 @@ def test_mlsp_is_its_three_parts_by_hand():
                 weights += w
             chamfer = ssl_tasks.masked_chamfer(task.position(*f), view.x, hole)[b]
             assert got[b].item() == pytest.approx((10 * chamfer + total / weights).item(), rel=1e-4)
+
+
+# ---------------------------------------------------------------- the EMA teacher
+def test_ema_follows_its_formula():
+    """Weights and float buffers move by min(.999, 1 - 1/(t+1)); integer buffers are copied."""
+    torch.manual_seed(0)
+    student = models.build("pointnet", 10)
+    teacher = ssl_tasks.EMA(student)
+    expected = {name: value.clone() for name, value in student.state_dict().items()}
+    for t in (0, 1, 2, 5000):
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(torch.randn_like(p))
+        student(clouds(2, 16, t))  # moves the buffers
+        decay = min(0.999, 1 - 1 / (t + 1))
+        for name, value in student.state_dict().items():
+            mean = decay * expected[name] + (1 - decay) * value
+            expected[name] = mean if value.is_floating_point() else value.clone()
+        teacher.update(student, t)
+    found = teacher.model.state_dict()
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-5) for name in expected)
+    assert found["classifier.1.num_batches_tracked"] == 4
+    assert not torch.equal(found["classifier.1.running_mean"], student.classifier[1].running_mean)
+
+
+def test_teacher_is_apart_and_in_eval_mode():
+    """The teacher needs no gradient, shares no memory with the student and stays in eval mode."""
+    torch.manual_seed(0)
+    student = models.build("pointnet", 10)
+    teacher, x = ssl_tasks.EMA(student), clouds(2, 16)
+    before = teacher.model(x)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1)
+    student.train()
+    assert torch.equal(teacher.model(x), before) and not before.requires_grad
+    assert not any(part.training for part in teacher.model.modules())
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    teacher.update(student, 0)  # the first step forgets the start
+    assert torch.equal(teacher.model(x), student.eval()(x))

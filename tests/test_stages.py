@@ -14,34 +14,26 @@ import numpy as np
 import pytest
 import torch
 
-import bench
-import common
 import data
+import models
+import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
+from datasets import files
+from engine import base, run as engine_run
+from engine.run import Run, announce, load_checkpoint
+from extras import bench
 from fixtures import command, make_pointda
+from saliency import SCORES
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "--backbone",
-    "pointnet",
-    "--points",
-    "32",
-    "--batch-size",
-    "8",
-    "--steps",
-    "12",
-    "--eval-every",
-    "5",
-    "--device",
-    "cpu",
-]
+TINY = "--backbone pointnet --points 32 --batch-size 8 --steps 12 --eval-every 5 --device cpu".split()
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(common, "SAVES", 1)  # checkpoints cost more than steps here
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(engine_run, "SAVES", 1)  # checkpoints cost more than steps here
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +92,8 @@ def run(root, tmp_path_factory):
     """Both stages once; the other tests compare with it."""
     folder = tmp_path_factory.mktemp("run") / "a"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "CACHE", folder.parent / "cache")
-        patch.setattr(common, "SAVES", 1)
+        patch.setattr(files, "CACHE", folder.parent / "cache")
+        patch.setattr(engine_run, "SAVES", 1)
         return stage2(stage1(root, folder))
 
 
@@ -115,7 +107,7 @@ def test_same_seed_same_bits_other_seed_other_bits(root, run, tmp_path):
 @pytest.mark.parametrize("crash_at", [3, 10])
 def test_a_killed_run_resumes_to_the_same_bits(root, run, tmp_path, monkeypatch, crash_at):
     """Dying between two checkpoints, in either stage, changes neither weights nor predictions nor the log."""
-    out, check = tmp_path / "b", common.Run.check
+    out, check = tmp_path / "b", Run.check
 
     def die(self, step, row):
         check(self, step, row)
@@ -123,12 +115,12 @@ def test_a_killed_run_resumes_to_the_same_bits(root, run, tmp_path, monkeypatch,
             raise MemoryError
 
     for stage in (lambda: stage1(root, out), lambda: stage2(out)):
-        monkeypatch.setattr(common.Run, "check", die)
-        monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
+        monkeypatch.setattr(Run, "check", die)
+        monkeypatch.setattr(engine_run, "SAVES", 3)  # every 4 steps
         with pytest.raises(MemoryError):
             stage()
         (out / "log.jsonl").write_text((out / "log.jsonl").read_text() + '{"stage": 1, "step": 1')  # half a line
-        monkeypatch.setattr(common.Run, "check", check)
+        monkeypatch.setattr(Run, "check", check)
         stage()
     assert same(run, out)
     assert rows(out, 1) == rows(run, 1) and rows(out, 2) == rows(run, 2)
@@ -137,9 +129,9 @@ def test_a_killed_run_resumes_to_the_same_bits(root, run, tmp_path, monkeypatch,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkeypatch, number):
     """SIGINT and SIGTERM end the step, write last.pt and exit; the run then ends on the same bits."""
-    check = common.Run.check
+    check = Run.check
     monkeypatch.setattr(
-        common.Run,
+        Run,
         "check",
         lambda self, step, row: os.kill(os.getpid(), number) if step == 6 else check(self, step, row),
     )
@@ -147,7 +139,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkey
         stage1(root, tmp_path / "b")
     assert stop.value.code == 128 + number
     assert torch.load(tmp_path / "b" / "last1.pt", weights_only=True)["step"] == 7
-    monkeypatch.setattr(common.Run, "check", check)
+    monkeypatch.setattr(Run, "check", check)
     assert same(run, stage1(root, tmp_path / "b"), ["stage1.pt"])
 
 
@@ -186,7 +178,7 @@ def test_labels_permuted_inside_the_h5_change_nothing(run, tmp_path):
 
 
 def test_the_stages_ask_for_no_target_label(root, tmp_path, monkeypatch):
-    """load_domain is called with labels for the source alone; with --oracle, and only then, for the target."""
+    """load_domain is called with labels for the source alone; in an oracle direction, and only there, for the target."""
     asked, load = [], data.load_domain
     monkeypatch.setattr(
         data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels=labels)
@@ -194,17 +186,17 @@ def test_the_stages_ask_for_no_target_label(root, tmp_path, monkeypatch):
     stage2(stage1(root, tmp_path / "b"))
     assert set(asked) == {("M", True), ("SC", False)}
     asked.clear()
-    stage1(root, tmp_path / "o", "--oracle", "--ssl", "none")
+    stage1(root, tmp_path / "o", "--ssl", "none", task="SC_SC")
     assert set(asked) == {("SC", True), ("SC", False)}
 
 
 # ---------------------------------------------------------------- equivalences
-@pytest.mark.parametrize("ssl", [["selfdist"], ["defrec"], ["defrec", "--pcm"], ["none"]])
+@pytest.mark.parametrize("ssl", ["selfdist", "defrec", "defrec+pcm", "none"])
 def test_measuring_changes_no_bit(root, tmp_path, ssl):
     """`--select all` with either measure equals `--select all` without; beta = 1 equals the base."""
-    base = stage1(root, tmp_path / "base", "--ssl", *ssl, "--select", "all")
+    base = stage1(root, tmp_path / "base", "--ssl", ssl, "--select", "all")
     for i, more in enumerate((["all", "--measure", "train"], ["all", "--measure", "eval"], ["low", "--beta", "1"])):
-        assert same(base, stage1(root, tmp_path / str(i), "--ssl", *ssl, "--select", *more), ["stage1.pt"])
+        assert same(base, stage1(root, tmp_path / str(i), "--ssl", ssl, "--select", *more), ["stage1.pt"])
     assert "skew" not in rows(base, 1)[0] and "skew" in rows(tmp_path / "0", 1)[0]
     assert same(stage2(base), stage2(tmp_path / "0"))
 
@@ -215,6 +207,15 @@ def test_selection_changes_the_weights_and_keeps_what_was_asked(root, run, tmp_p
     assert not any(same(a, b, ["stage1.pt"]) for i, a in enumerate(outs) for b in outs[:i])
     kept = [{row["kept"] for row in rows(out, 1)} for out in outs]
     assert kept == [{3}, {3}, {3}, {2}, {4}]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_trains_and_is_what_is_selected_by(root, run, tmp_path, score):
+    """--score NAME keeps three of four by that score, which is not skewness, in both stages; stage 2 inherits it."""
+    out = stage2(stage1(root, tmp_path / "b", "--score", score))
+    assert {row["kept"] for row in rows(out, 1)} == {3} and len(rows(out, 2)) == 12
+    assert json.loads((out / "config.json").read_text())["stage2"]["args"]["score"] == score
+    assert same(run, out) == (score == "skewness")
 
 
 def test_stage2_inherits_and_overrides(root, run, tmp_path):
@@ -242,7 +243,7 @@ def test_adjacency_is_the_dense_formula():
 def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
     """After step t each class has floor(n_c t / T) confident samples, and who was confident stays so."""
     args = SimpleNamespace(seed=0, gcn_iters=2, steps=20)
-    model = common.model_of(common.load_checkpoint(run / "stage1.pt"))
+    model = models.model_of(load_checkpoint(run / "stage1.pt"))
     clouds = data.load_domain(root, "SC", labels=False).train[:, :32]
     pseudo = stage2_pseudo.PseudoLabels(torch.eye(10)[torch.arange(len(clouds)) % 10])
     assert not pseudo.confident.any() and pseudo.weight(torch.arange(3)).tolist() == pytest.approx([0.2] * 3)
@@ -256,18 +257,14 @@ def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
 
 def test_the_union_stream_labels_who_is_who(root, run):
     """Source samples come first with weight 1 and their labels, pseudo-labelled ones with .2; one pass sees all once."""
-    import models
-    import ssl_tasks
-
     src, tgt = data.load_domain(root, "M"), data.load_domain(root, "SC", labels=False)
-    task = ssl_tasks.build("defrec", models.build("pointnet"), 32, "M", "SC")
+    task = ssl_tasks.build("defrec", models.build("pointnet", 10), 32, data.direction("M_SC"))
     pseudo = stage2_pseudo.PseudoLabels(torch.eye(10)[torch.full((len(tgt.train),), 7)])
     args = SimpleNamespace(batch_size=8, seed=0, device="cpu")
     n_pseudo = 0
     for t in range((len(src.train) + len(tgt.train)) // 4):
-        s, w, is_pseudo = stage2_pseudo.labelled_batch(
-            t, args, task, src, tgt, pseudo, torch.Generator().manual_seed(0)
-        )
+        s, u, w, is_pseudo, _ = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
+        assert u.x.shape == (4, 32, 3) and u.y is None
         assert s.x.shape == (4, 32, 3) and (s.y[is_pseudo] == 7).all()
         assert torch.allclose(w, torch.where(is_pseudo, 0.2, 1.0)) and is_pseudo.sort().values.equal(is_pseudo)
         n_pseudo += int(is_pseudo.sum())
@@ -276,7 +273,7 @@ def test_the_union_stream_labels_who_is_who(root, run):
 
 # ---------------------------------------------------------------- errors of the user's
 def error_of(call):
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(base.UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -293,7 +290,7 @@ def error_of(call):
         ("--points", "19"),
         ("--batch-size", "7"),
         ("--batch-size", "2"),
-        ("--task", "M_M"),
+        ("--task", "M_X"),
         ("--select", "best"),
         ("--seed", "x"),
         ("--nonsense", "1"),
@@ -351,7 +348,7 @@ def test_a_folder_that_cannot_be_written(root, tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
     """Running out of space while saving is one line, and the older last1.pt is whole."""
-    monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
+    monkeypatch.setattr(engine_run, "SAVES", 3)  # every 4 steps
     write, out = Path.write_bytes, tmp_path / "b"
 
     def full(self, content):
@@ -362,7 +359,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert "No space left" in error_of(lambda: stage1(root, out))
-    assert common.load_checkpoint(out / "last1.pt")["step"] == 4
+    assert load_checkpoint(out / "last1.pt")["step"] == 4
     assert not list(out.glob("*.tmp"))
 
 
@@ -377,23 +374,26 @@ def test_the_bench_takes_whole_steps(stage):
 def test_a_run_that_goes_on_elsewhere_names_both_places(tmp_path, monkeypatch):
     """Commit and device of every part of a run that was stopped and resumed."""
     for commit, device in (("a", "CPU"), ("a", "CPU"), ("b", "CPU"), ("b", "GPU"), ("b", "GPU")):
-        monkeypatch.setattr(common, "provenance", lambda _, c=commit, d=device: {"commit": c, "device": d})
-        with common.Run(tmp_path, 1, SimpleNamespace(steps=1, device="cpu")) as run:
-            run.begin(name="x", fingerprint="y")
+        monkeypatch.setattr(engine_run, "provenance", lambda _, c=commit, d=device: {"commit": c, "device": d})
+        with Run(tmp_path, 1, SimpleNamespace(steps=1, device="cpu")) as run:
+            run.begin(("a", "b"), name="x", fingerprint="y")
     config = json.loads((tmp_path / "config.json").read_text())["stage1"]
     assert config["commit"] == "a, then b" and config["device"] == "CPU, then GPU"
 
 
 def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(root, tmp_path, monkeypatch):
     """The step is named; last1.pt holds finite weights."""
-    monkeypatch.setattr(common, "SAVES", 3)  # every 4 steps
-    backward = stage1_ssl.backward
-    monkeypatch.setattr(
-        stage1_ssl, "backward", lambda t, *a: backward(t, *a) | ({"loss": float("nan")} if t == 5 else {})
-    )
+    monkeypatch.setattr(engine_run, "SAVES", 3)  # every 4 steps
+    step = stage1_ssl.step
+
+    def broken(t, *a, **kw):
+        row, lam = step(t, *a, **kw)
+        return row | ({"loss": float("nan")} if t == 5 else {}), lam
+
+    monkeypatch.setattr(stage1_ssl, "step", broken)
     message = error_of(lambda: stage1(root, tmp_path / "b"))
     assert "step 5" in message and "last1.pt" in message
-    payload = common.load_checkpoint(tmp_path / "b" / "last1.pt")
+    payload = load_checkpoint(tmp_path / "b" / "last1.pt")
     assert payload["step"] == 4 and all(t.isfinite().all() for t in payload["student"].values())
 
 
@@ -407,7 +407,7 @@ def test_checkpoints_that_do_not_fit(root, run, tmp_path):
     assert "not a checkpoint" in error_of(lambda: stage2(tmp_path, "--out", tmp_path / "b"))
     (tmp_path / "stage1.pt").unlink()
     assert "no such checkpoint" in error_of(lambda: stage2(tmp_path, "--out", tmp_path / "b"))
-    stage1(root, tmp_path / "o", "--oracle", "--ssl", "none")
+    stage1(root, tmp_path / "o", "--ssl", "none", task="SC_SC")
     assert "oracle" in error_of(lambda: stage2(tmp_path / "o"))
     assert not (tmp_path / "b").exists()
 
@@ -429,6 +429,63 @@ def test_another_stage1_or_other_data_is_another_run(root, run, tmp_path):
 
 def test_slow_cpu_runs_are_announced():
     """Half an hour and more on a CPU: what it takes and how to shorten it; silent on a GPU or when it is short."""
-    text = common.announce(7200, 40000, "cpu")
+    text = announce(7200, 40000, "cpu")
     assert "2.0 h" in text and "BACKBONE=pointnet" in text and text.count("\n") == 1
-    assert common.announce(7200, 40000, "cuda") == common.announce(60, 100, "cpu") == ""
+    assert announce(7200, 40000, "cuda") == announce(60, 100, "cpu") == ""
+
+
+# ---------------------------------------------------------------- the command line
+def printed(capsys, *argv):
+    command(stage1_ssl.main, *argv, "--print-out", "")
+    return capsys.readouterr().out.strip()
+
+
+def test_a_run_names_its_folder_after_what_differs(capsys, tmp_path, monkeypatch):
+    """No two settings share a name, what equals a default is left out, and the run goes where --print-out says."""
+    base = "--backbone pointnet --data shapes --device cpu".split()
+    plain = printed(capsys, *base)
+    assert plain == "runs/M_S-pointnet-selfdist-low-b0.7-s0-shapes"
+    assert (
+        printed(capsys, *base, "--steps", 10000, "--points", 1024, "--measure", "train", "--eval-every", 500) == plain
+    )
+    others = ("--steps 9", "--score gini", "--alpha 2", "--measure eval", "--mtl cgdm", "--points 99", "--seed 1",
+              "--batch-size 8", "--eval-every 7", "--beta .5", "--ssl defrec", "--ssl defrec+pcm", "--select high",
+              "--data elsewhere", "--task S_M", "--backbone dgcnn")  # fmt: skip
+    names = [plain] + [printed(capsys, *base, *other.split()) for other in others]
+    command(stage1_ssl.main, *base, "--print-out", "--gcn-iters 20")
+    names.append(capsys.readouterr().out.strip())
+    assert len(set(names)) == len(names) and not any(" " in name for name in names)
+    monkeypatch.chdir(tmp_path)
+    tiny = "--steps 1 --points 20 --batch-size 4 --ssl none --select all".split()
+    folder = printed(capsys, *base, *tiny)
+    command(stage1_ssl.main, *base, *tiny)
+    assert (tmp_path / folder / "stage1.pt").exists()
+
+
+@pytest.mark.parametrize("script", ["stage1_ssl.py", "stage2_pseudo.py"])
+def test_help_has_two_groups(script):
+    """What a reader needs, and the protocol."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    text = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env=env).stdout
+    method, protocol = text.partition("\nmethod:")[2].split("\nprotocol:")
+    reader = ("--task", "--data", "--backbone", "--ssl", "--select", "--beta", "--steps", "--seed", "--out")
+    assert all(flag in method for flag in reader) and all(f in protocol for f in ("--score", "--alpha", "--device"))
+
+
+@pytest.mark.parametrize("module", ["saliency", "stage1_ssl", "stage2_pseudo", "eval", "paper.__main__"])
+@pytest.mark.parametrize("own", [None, "active"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(module, own):
+    """OMP_WAIT_POLICY is set before torch is loaded; a setting of one's own wins."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    code = (
+        "import builtins, os, sys; real, seen = builtins.__import__, []\n"
+        "def spy(name, *a, **kw):\n"
+        "    if name == 'torch' and 'torch' not in sys.modules: seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "    return real(name, *a, **kw)\n"
+        f"builtins.__import__ = spy; import {module}; print(seen)"
+    )
+    argv = [sys.executable, "-c", code]
+    out = subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, env=env | ({"OMP_WAIT_POLICY": own} if own else {})
+    )
+    assert out.stdout.strip() == f"['{own or 'passive'}']", out.stderr
