@@ -100,9 +100,8 @@ table1 table2 study: | $(VENV)
 table3: | $(VENV)
 	$(SUB) cells TABLE=$@ BACKBONE=pointnet STEPS=$(or $(STEPS),20000) BETA=$(or $(BETA),0.8)
 cells:
-	+@set -e; cells="$$($(PY) -m paper cells $(TABLE) $(CELLS))"; \
-	[ -z "$$cells" ] || $(MAKE) --no-print-directory $$cells; \
-	$(PY) -m paper $(TABLE) $(CELLS) $(addprefix --out ,$(OUT))
+	+@cells="$$($(PY) -m paper cells $(TABLE) $(CELLS))" && { [ -z "$$cells" ] || $(MAKE) --no-print-directory $$cells; }
+	@$(PY) -m paper $(TABLE) $(CELLS) $(addprefix --out ,$(OUT))
 
 table: | $(VENV)
 	@$(PY) -m paper table $(addprefix --out ,$(OUT))

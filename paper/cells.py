@@ -13,7 +13,7 @@ from pathlib import Path
 import data
 import stage1_ssl
 from engine.base import UserError, csv_text, write_atomically
-from engine.flags import Parser, number
+from engine.flags import Parser, add_flags, number
 from eval import read_result
 from paper import command, flag
 from paper.tables import TABLES, final, paper_table, write_tables
@@ -37,7 +37,7 @@ def sharing(parser):
     parser.add_argument("--seeds", type=number(int, 0, 2**32 - 1), nargs="+", action="extend", help="default: 0 1 2")
     parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="1: without stage 2")
     parser.add_argument("--stage2", default="", metavar="FLAGS", help="flags of stage 2, as one text")
-    stage1_ssl.add_flags(parser)
+    add_flags(parser, *stage1_ssl.CHOICES)
 
 
 def settings_of(which, args):
@@ -54,7 +54,7 @@ def parts_of(method):
     ssl, _, select = method.partition("-")
     select, _, mtl = select.partition("+")
     parser = Parser()
-    stage1_ssl.add_flags(parser)
+    add_flags(parser, *stage1_ssl.CHOICES)
     try:
         parser.parse_args(["--ssl", ssl, "--select", select])
     except UserError:

@@ -16,7 +16,7 @@ import data
 import stage1_ssl
 import stage2_pseudo
 from engine.base import UserError, csv_text, generator, provenance, write_atomically
-from engine.flags import number
+from engine.flags import add_flags, number
 from engine.run import Run, load_checkpoint
 from paper import command, conflict, draw, evidence, flag
 from paper.tables import reported
@@ -31,7 +31,7 @@ PAIRS = ("train ~ eval", "train ~ train, dropout again", "train ~ train, another
 # ---------------------------------------------------------------- looking at a run
 def training(**default):
     """The flags of stage 1; a mask would change the very gradients that it is judged by: select="all" has none."""
-    return lambda parser: stage1_ssl.add_flags(parser, **stage1_ssl.SETTINGS | default)
+    return lambda parser: add_flags(parser, *stage1_ssl.CHOICES, **stage1_ssl.SETTINGS | default)
 
 
 EVERY = flag("--every", type=number(int, 1), help="look at every K-th step")
@@ -194,7 +194,7 @@ def second_stage(parser):
     parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
     parser.add_argument("--gcn-iters", type=number(int, 0), help="a refinement; 0 = off")
     parser.set_defaults(**stage2_pseudo.SETTINGS)
-    stage1_ssl.add_flags(parser)
+    add_flags(parser, *stage1_ssl.CHOICES)
 
 
 @command(second_stage, EVERY, SAMPLES)
