@@ -58,9 +58,10 @@ SEG_WEIGHT_DECAY = 5e-5  # Adam and a cosine for PointSegDA, as in DefRec
 
 # ---------------------------------------------------------------- one step, of both stages (Alg. 1)
 def add(model, task, L_c, L_ssl, u):
-    """The paper's way to join the losses: their gradients are added; that of L_c is there already."""
-    if L_ssl.requires_grad:
-        L_ssl.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
+    """The paper's way to join the losses: their sum."""
+    loss = L_c + L_ssl
+    if loss.requires_grad:
+        loss.backward(inputs=[*model.parameters(), *task.parameters()])  # not down to the points again
 
 
 def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend=add):
@@ -76,7 +77,11 @@ def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend
     logits = model.predict(features := model.encoder(x))  # (B, C), of parts (B, N, C)
     ce = sum(mu * (w_y[i] * cross_entropy(logits, s.y[i])) for mu, i in mixture)  # (B,)  Eq. (2)
     L_c = task.cls_weight * ce.mean()
-    L_c.backward(retain_graph=task.reuses or descend is not add)  # reaches the points too
+    if task.reuses or descend is not add:  # whoever needs this graph again goes back through it for both losses
+        s.x.grad = torch.autograd.grad(L_c, s.x, retain_graph=True)[0] if s.x.requires_grad else None
+    else:
+        L_c.backward()  # reaches the points too
+        L_c = L_c.detach()
 
     own = generator(x.device, args.seed, "select", t)  # whom to select must not shift the task's draws
     sk = score(model, s, (ce / w_y).detach(), args, own)  # (B,)  Eq. (4), (5)
@@ -103,7 +108,7 @@ def cross_entropy(logits, y):
 
 
 def score(model, s, loss, args, g):
-    """Score of each labelled sample (B,), from the gradient that L_c's backward left at the points; 0 if unmeasured."""
+    """Score of each labelled sample (B,), from the gradient of L_c at the points; 0 if unmeasured."""
     if not args.measure:
         return torch.zeros_like(loss)
     if s.x.grad is not None:

@@ -5,7 +5,7 @@ import math
 import re
 from pathlib import Path
 
-from engine.base import UserError
+from engine.base import UserError, seed_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,11 +70,19 @@ def add_flags(parser, tasks, backbones, scores, **default):
 
 
 def folder_name(args, default, more=""):
-    """What a run calls its folder: its setting, then each flag that is not the default's; `more` are further flags."""
-    word = lambda text: re.sub(r"[^\w.]+", "_", str(text)).strip("_.")
-    name = f"{args.task}-{args.backbone}-{args.ssl}-{args.select}-b{args.beta:g}-s{args.seed}"
+    """What a run calls its folder: its setting, then each flag that is not the default's; `more` are further flags.
+
+    What a text loses on its way into a name comes back as a hash, so that x/y and x_y are two folders.
+    """
+
+    def word(text, also=""):
+        plain = re.sub(rf"[^\w.{also}]+", "_", text).strip("_.")
+        return plain if plain == text else f"{plain}_{seed_of(text) % 16**6:06x}"
+
+    more = "_".join(more.split()).lstrip("-")
+    name = f"{args.task}-{args.backbone}-{args.ssl}-{args.select}-b{args.beta}-s{args.seed}"
     said = {"task", "backbone", "ssl", "select", "beta", "seed", "data", "out", "device"}
-    name += f"-{word(args.data)}" if args.data != default.data else ""
+    name += f"-{word(str(args.data))}" if str(args.data) != default.data else ""
     for key in [key for key in vars(default) if key not in said and getattr(args, key) != getattr(default, key)]:
-        name += f"-{key}{word(getattr(args, key))}"
-    return name + (f"-{word(more)}" if more else "")
+        name += f"-{key}{word(str(getattr(args, key)))}"
+    return name + (f"-{word(more, '+-')}" if more else "")

@@ -5,8 +5,7 @@
 pcgrad, cagrad (Yu et al., NeurIPS 2020; Liu et al., NeurIPS 2021): the encoder's gradients of L_c and L_ssl are joined
 by TorchJD's aggregators (requirements-extra.txt); each head keeps the gradient of its own loss.
 cgdm (Du et al., CVPR 2021): L_c + L_ssl, and a term that turns the classifier's gradients on source and target alike.
-A further way is a function of (model, task, L_c, L_ssl, u) that adds to .grad, where that of L_c is already, and a line
-in METHODS.
+A further way is a function of (model, task, L_c, L_ssl, u) that adds the gradients to .grad, and a line in METHODS.
 """
 
 from functools import partial
@@ -30,15 +29,12 @@ def method(name):
 
 # ---------------------------------------------------------------- PCGrad, CAGrad
 def joined(aggregate, model, task, L_c, L_ssl, u):
-    """The encoder's two gradients (2, P) become one (P,), a task's heads get that of L_ssl."""
+    """The encoder's two gradients (2, P) become one (P,), each head gets that of its own loss."""
     shared = list(model.encoder.parameters())
-    G_c = torch.cat([p.grad.flatten() for p in shared])  # L_c's backward has left it there
-    G = aggregate(torch.stack([G_c, flat_gradient(L_ssl, shared)]))
+    G = aggregate(torch.stack([flat_gradient(loss, shared) for loss in (L_c, L_ssl)]))  # (2, P) -> (P,)
     for parameter, part in zip(shared, G.split([p.numel() for p in shared])):
         parameter.grad = part.view_as(parameter).clone()
-    heads = list(task.parameters())
-    if heads and L_ssl.requires_grad:
-        L_ssl.backward(inputs=heads)
+    (L_c + L_ssl).backward(inputs=[*model.classifier.parameters(), *task.parameters()])
 
 
 def torchjd():
@@ -86,8 +82,7 @@ def target_discrepancy(model, L_c, x_t):
 def cgdm():
     def descend(model, task, L_c, L_ssl, u):
         gap = CGDM_WEIGHT * target_discrepancy(model, L_c, u.x)
-        if L_ssl.requires_grad:
-            L_ssl.backward(inputs=[*model.parameters(), *task.parameters()], retain_graph=True)
+        (L_c + L_ssl).backward(inputs=[*model.parameters(), *task.parameters()], retain_graph=True)
         gap.backward(inputs=list(model.encoder.parameters()))  # the encoder alone makes the domains alike
 
     return descend

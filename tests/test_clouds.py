@@ -1,4 +1,4 @@
-"""One cloud at a time, and the command of saliency.py: a cloud of one's own, from any file to a score, a picture and a coloured .ply."""
+"""The command of saliency.py: a cloud of one's own, from any file to a score, a picture and a coloured .ply."""
 
 import io
 import os

@@ -45,6 +45,22 @@ def test_arrows_point_one_way(path):
     assert not wrong, f"{path} imports {wrong}"
 
 
+def test_two_files_are_looked_up_by_name_and_no_more():
+    """What the root finds in extras/ when it is asked for: ways to join the losses, scoring a cloud of one's own."""
+    found = set()
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.func if isinstance(node, ast.Call) else None
+            if getattr(name, "attr", getattr(name, "id", "")) in (
+                "import_module",
+                "run_module",
+                "run_path",
+                "__import__",
+            ):
+                found.add((place(path), ast.unparse(node.args[0])))
+    assert found == {("stage1_ssl", "'extras.surgery'"), ("saliency", "'extras.my_cloud'")}
+
+
 def test_no_import_runs_in_a_circle():
     """Also within a room."""
     name = lambda p: ".".join(p.relative_to(ROOT).with_suffix("").parts)

@@ -170,7 +170,7 @@ def test_quarter_turns_are_rotations_about_their_axis():
 
 
 def test_turned_parts_carry_their_own_labels():
-    """Undoing each part's turns gives points of the cloud; the two labels are drawn independently, and shares are mu."""
+    """Undoing each part's turns gives points of the cloud; the two labels are drawn independently, shares are mu."""
     x = clouds(64, 40)
     turned, k_x, k_y, mu = ssl_tasks.turn_parts(x, gen(5))
     n = round(mu * 40)

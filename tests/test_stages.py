@@ -1,5 +1,6 @@
 """Both stages on a tiny data set: determinism, resuming, no target label, equivalences, and errors of the user's."""
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 
 import data
 import models
+import saliency
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
@@ -178,7 +180,7 @@ def test_labels_permuted_inside_the_h5_change_nothing(run, tmp_path):
 
 
 def test_the_stages_ask_for_no_target_label(root, tmp_path, monkeypatch):
-    """load_domain is called with labels for the source alone; in an oracle direction, and only there, for the target."""
+    """load_domain is called with labels for the source alone, which only in an oracle direction is the target."""
     asked, load = [], data.load_domain
     monkeypatch.setattr(
         data, "load_domain", lambda r, k, labels=True: asked.append((k, labels)) or load(r, k, labels=labels)
@@ -216,6 +218,44 @@ def test_every_score_trains_and_is_what_is_selected_by(root, run, tmp_path, scor
     assert {row["kept"] for row in rows(out, 1)} == {3} and len(rows(out, 2)) == 12
     assert json.loads((out / "config.json").read_text())["stage2"]["args"]["score"] == score
     assert same(run, out) == (score == "skewness")
+
+
+def one_step(t=3, B=32, **flags):
+    """A step of a fresh PointNet on random clouds: model, labelled clouds and labels, lam_s, mask of the unlabelled."""
+    here = {"task": "M_SC", "backbone": "pointnet", "ssl": "none", "points": 32, "batch_size": 2 * B, "device": "cpu"}
+    args = stage1_ssl.settle(SimpleNamespace(**stage1_ssl.SETTINGS | here | flags))
+    torch.manual_seed(0)
+    model = models.build("pointnet", 10)
+    task = ssl_tasks.build(args.ssl, model, args.points, data.direction(args.task))
+    x, y, g = torch.randn(2 * B, 32, 3), torch.arange(B) % 10, torch.Generator().manual_seed(1)
+    s, u = ssl_tasks.View(x[:B].clone(), y), ssl_tasks.View(x[B:])
+    lam_t = stage1_ssl.unlabelled_mask(t, args, u)
+    torch.manual_seed(2)  # dropout
+    row, lam_s = stage1_ssl.step(t, args, model, task, s, u, g, lam_t=lam_t)
+    assert row["kept"] == lam_s.sum()
+    return x[:B], y, lam_s, lam_t
+
+
+def test_the_step_selects_by_the_score_that_is_named():
+    """Under each score it keeps those that `measure` and `select` keep, half of them; no two scores keep the same."""
+    kept = {}
+    for score in SCORES:
+        x, y, lam, _ = one_step(score=score, beta=0.5)
+        torch.manual_seed(0)
+        model = models.build("pointnet", 10)
+        torch.manual_seed(2)
+        own = base.generator("cpu", 0, "select", 3)
+        found = saliency.measure(model, x, y, score=score, generator=own)
+        assert torch.equal(lam, saliency.select(found, 0.5)), score
+        kept[score] = tuple(lam.tolist())
+    assert {sum(lam) for lam in kept.values()} == {16} and len(set(kept.values())) == len(kept) == 7
+
+
+def test_a_step_under_freeze_masks_half_of_both_domains_anew():
+    """Of the labelled and of the unlabelled; each step draws others, and not the same of both."""
+    masks = [one_step(t, select="freeze")[2:] for t in range(3)]
+    assert all(lam.sum() == 16 for pair in masks for lam in pair)
+    assert len({tuple(lam.tolist()) for pair in masks for lam in pair}) == 6
 
 
 def test_stage2_inherits_and_overrides(root, run, tmp_path):
@@ -256,7 +296,7 @@ def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
 
 
 def test_the_union_stream_labels_who_is_who(root, run):
-    """Source samples come first with weight 1 and their labels, pseudo-labelled ones with .2; one pass sees all once."""
+    """Source samples come first, weight 1 and their labels, pseudo-labelled ones with .2; one pass sees all once."""
     src, tgt = data.load_domain(root, "M"), data.load_domain(root, "SC", labels=False)
     task = ssl_tasks.build("defrec", models.build("pointnet", 10), 32, data.direction("M_SC"))
     pseudo = stage2_pseudo.PseudoLabels(torch.eye(10)[torch.full((len(tgt.train),), 7)])
@@ -462,6 +502,42 @@ def test_a_run_names_its_folder_after_what_differs(capsys, tmp_path, monkeypatch
     assert (tmp_path / folder / "stage1.pt").exists()
 
 
+def folder_named(more="", **flags):
+    args = SimpleNamespace(**stage1_ssl.SETTINGS | {"device": "cpu"} | flags)
+    return str(stage1_ssl.folder_of(stage1_ssl.settle(args), more))
+
+
+def test_no_two_settings_share_a_folder():
+    """Every setting but the folder and the device is in the name, alone and together with any other."""
+    others = dict(data="x", backbone="pointnet", select="all", beta=0.5, steps=9, seed=1, score="gini", alpha=2.0)
+    others |= dict(measure="eval", mtl="cgdm", points=99, batch_size=8, eval_every=7)
+    classes, bodies = others | dict(task="S_M", ssl="gast"), others | dict(task="seg_F_M", ssl="mlsp", up="y")
+    bodies = {k: v for k, v in bodies.items() if k not in ("data", "backbone")} | {"unit_sphere": True}
+    assert classes.keys() | bodies.keys() | {"out", "device"} == stage1_ssl.SETTINGS.keys()
+    for base_flags, flags in (({}, classes), ({"task": "seg_F_A", "data": "shapes", "ssl": "defrec"}, bodies)):
+        sets = [dict(chosen) for n in range(3) for chosen in itertools.combinations(flags.items(), n)]
+        names = [folder_named(**base_flags | chosen) for chosen in sets]
+        assert len(set(names)) == len(names) > 90
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ({"data": "../x"}, {"data": "x"}),
+        ({"data": "x/y"}, {"data": "x_y"}),
+        ({"data": "x y"}, {"data": "x_y"}),
+        ({"alpha": 1e16}, {"alpha": 1e-16}),
+        ({"beta": 0.12345678}, {"beta": 0.12345679}),
+        ({"more": "--perturb 0.1 -0.05"}, {"more": "--perturb 0.1 0.05"}),
+    ],
+)
+def test_what_a_name_cannot_hold_is_told_apart(one, other):
+    """Signs, slashes and spaces, which are not in a name; the same flags of stage 2 have one name, however spaced."""
+    assert folder_named(**one) != folder_named(**other) == folder_named(**other)
+    assert not set(folder_named(**one)[len("runs/") :]) & set("/ ")
+    assert folder_named(" --gcn-iters  20") == folder_named("--gcn-iters 20") and folder_named(" ") == folder_named()
+
+
 @pytest.mark.parametrize("script", ["stage1_ssl.py", "stage2_pseudo.py"])
 def test_help_has_two_groups(script):
     """What a reader needs, and the protocol."""
@@ -489,3 +565,11 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(module, own):
         argv, cwd=ROOT, capture_output=True, text=True, env=env | ({"OMP_WAIT_POLICY": own} if own else {})
     )
     assert out.stdout.strip() == f"['{own or 'passive'}']", out.stderr
+
+
+def test_importing_a_script_leaves_the_policy_set():
+    """Those, too, that are read rather than run, each in an interpreter of its own."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    for module in ("ssl_tasks", "models", "data"):
+        argv = [sys.executable, "-c", f"import {module}, os; print(os.environ['OMP_WAIT_POLICY'])"]
+        assert subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env=env).stdout == "passive\n", module

@@ -33,8 +33,6 @@ def toy_losses(model, g_c, g_ssl):
 
 
 def descend(mtl, model, task, L_c, L_ssl):
-    """What a step does: L_c's backward first, then the method named."""
-    L_c.backward(retain_graph=True)
     surgery.method(mtl)(model, task, L_c, L_ssl, None)
 
 
