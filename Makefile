@@ -21,7 +21,7 @@ parts  = $(subst +, ,$(1))
 COMMON = --data "$(DATA)" $(addprefix --backbone ,$(BACKBONE)) $(addprefix --beta ,$(BETA)) $(addprefix --steps ,$(STEPS)) $(ARGS)
 SELECT_FLAGS = $(addprefix --select ,$(word 1,$(call parts,$(SELECT)))) $(addprefix --mtl ,$(word 2,$(call parts,$(SELECT))))
 FLAGS  = --task $(TASK) $(COMMON) $(addprefix --ssl ,$(SSL)) $(SELECT_FLAGS) --seed $(SEED)
-folder = $$($(PY) stage1_ssl.py $(FLAGS) $(1) --print-out "$(ARGS2)")
+folder = $$($(PY) stage1_ssl.py $(FLAGS) $(1) --print-out="$(ARGS2)")
 
 .PHONY: help all run demo demo_seg all-and-low table table1 table2 table3 study cells figures lesson learns trains bench test data clean havedata haveseg
 .PHONY: $(SIX) $(TWELVE) $(BOUNDS)

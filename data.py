@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from datasets import files, pointda, pointsegda
 from datasets.files import normalise, turn_up
 from engine.base import UserError, generator
-from engine.fast import gather_points
+from engine.geometry import distort, gather_points, grid_nodes
 
 SOURCES = (pointda, pointsegda)  # a further data set is one file in datasets/ and its entry here
 
@@ -201,32 +201,21 @@ def jitter(points, generator, sigma=0.01, clip=0.05):
     return points + (sigma * noise).clamp(-clip, clip)
 
 
-def _twice_box(cells, like):
-    """Two passes of a 3-box along an axis, zeros outside, as one matrix (cells, cells)."""
-    box = sum(torch.ones(cells - abs(o), device=like.device, dtype=like.dtype).diag(o) for o in (-1, 0, 1)) / 3
-    return box @ box
-
-
 def elastic(points, generator, p=0.95):
     """Elastic distortion by smoothed noise grids: granularity .2, magnitude .4, then .8 and 1.6; for a share p."""
     chosen = (torch.rand(len(points), 1, 1, generator=generator, device=points.device) < p).to(points.dtype)
     for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
-        cells = math.ceil(3 / granularity) + 1  # one grid over [-1.5, 1.5]^3
-        grid = torch.randn(len(points), 3, cells, cells, cells, generator=generator, device=points.device)
-        grid = torch.einsum("bcxyz,xi,yj,zk->bcijk", grid, *3 * [_twice_box(cells, points)])
-        at = points.flip(-1)[:, :, None, None] / 1.5  # grid_sample wants the last axis of the grid first
-        noise = F.grid_sample(grid, at, padding_mode="border", align_corners=True)[..., 0, 0]  # (B, 3, N)
-        points = points + chosen * magnitude * noise.transpose(1, 2)
+        D = int(grid_nodes(points, granularity).max())
+        noise = torch.randn(len(points), 3, D, D, D, generator=generator, device=points.device)
+        points = points + chosen * magnitude * distort(points, noise, granularity)
     return points
 
 
 def half_space_crop(points, generator, keep=0.7):
-    """Keep the round(.7 N) points furthest along a random direction, then draw N of them with replacement."""
-    B, N, _ = points.shape
-    direction = F.normalize(torch.randn(B, 3, 1, generator=generator, device=points.device), dim=1)
-    kept = (points @ direction)[..., 0].topk(round(keep * N), sorted=False).indices  # (B, .7 N)
-    draw = torch.randint(kept.shape[1], (B, N), generator=generator, device=points.device)
-    return gather_points(points, kept.gather(1, draw))
+    """The round(.7 N) points furthest along a random direction, (B, N, 3) -> (B, .7 N, 3)."""
+    direction = F.normalize(torch.randn(len(points), 3, 1, generator=generator, device=points.device), dim=1)
+    kept = (points @ direction)[..., 0].topk(round(keep * points.shape[1]), sorted=False).indices
+    return gather_points(points, kept)
 
 
 def strong_view(points, n, generator, *, source, crop=False):

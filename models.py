@@ -211,22 +211,26 @@ class GlobalHead(nn.Sequential):
 
 
 class PerPointHead(nn.Module):
-    """Layers 256, 256, 128, out on [p_n; g], features of point and cloud: (B, N, C), (B, 1024) -> (B, N, out)."""
+    """Three layers and out on [p_n; g], features of point and cloud: (B, N, C), (B, 1024) -> (B, N, out).
 
-    def __init__(self, point_dim, out):
+    Dropout follows the first `dropped` layers.
+    """
+
+    def __init__(self, point_dim, out, widths=(256, 256, 128), dropped=2):
         super().__init__()
-        self.linear, self.bn = nn.Linear(point_dim + GLOBAL, 256, bias=False), nn.BatchNorm1d(256)
-        self.layer2, self.layer3 = PointLayer(256, 256, 0.0), PointLayer(256, 128, 0.0)
-        self.out, self.dropout = nn.Linear(128, out), nn.Dropout(0.5)
+        first, second, third = widths
+        self.linear, self.bn = nn.Linear(point_dim + GLOBAL, first, bias=False), nn.BatchNorm1d(first)
+        self.layer2, self.layer3 = PointLayer(first, second, 0.0), PointLayer(second, third, 0.0)
+        self.out, self.dropout, self.dropped = nn.Linear(third, out), nn.Dropout(0.5), dropped
 
     def forward(self, p, g):
         if PLAIN:
-            h = self.linear(torch.cat([p, g[:, None].expand(-1, p.shape[1], -1)], 2))  # (B, N, 256)
+            h = self.linear(torch.cat([p, g[:, None].expand(-1, p.shape[1], -1)], 2))  # (B, N, first)
         else:
             h = fast.linear_of_pair(p, g, self.linear)
         h = self.dropout(F.relu(norm(self.bn, h)))
-        h = self.dropout(self.layer2(h))
-        return self.out(self.layer3(h))
+        h = self.layer3(self.dropout(self.layer2(h)))
+        return self.out(self.dropout(h) if self.dropped == 3 else h)
 
 
 class Model(nn.Module):

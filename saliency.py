@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 # ---------------------------------------------------------------- the idea (Sec. III-C)
 def saliency_map(points, grad, alpha=1.0):
-    """Eq. (4): first-order change of the loss when a point moves towards the core of its cloud, per point.
+    """Eq. (4): how much the loss rises, to first order, when a point moves towards the core of its cloud, per point.
 
     points (B, N, 3), any unit of length; grad (B, N, 3) = dL/dpoints; alpha >= 0 rescales the radius -> (B, N).
     Raises ValueError for another shape, such as (B, 3, N).

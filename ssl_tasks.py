@@ -1,12 +1,12 @@
 """The self-supervised tasks that SM-DSB plugs into (Sec. IV-A of the paper), each one class with one interface.
 
-    task.views(points, labels, key, source, generator) -> View      the augmented batch of one domain
+    task.views(points, labels, source, generator) -> View      the augmented batch of one domain
     task.labelled(view, generator) -> x, mixture                    what is classified: the view, or PCM's mixed clouds
     task(model, view, features, generator) -> (B,)                  per-sample loss, so that samples can be masked
     task.weight(t / T), task.cls_weight                             the weights of L_ssl and L_c
-    task.reuses                                                     True if it takes the labelled pass's `features`
+    task.reuses, pooled, teacher, bodies                            see Task, which has a default for everything
 
-A further task is one more such class and a line in TASKS. Everything is batched: no loop over clouds.
+A further task is one more such class and a line in TASKS (docs/extend.md). Everything is batched: no loop over clouds.
 """
 
 import copy
@@ -18,19 +18,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from engine.fast import farthest_points, gather_points, normals
-from models import GLOBAL, PerPointHead
+from engine.geometry import farthest_points, gather_points, masked_chamfer, normals, quarter_turns
+from models import GLOBAL, PerPointHead, PointNet, dense
 
 
 @dataclass
 class View:
-    """An augmented batch of one domain: x (B, n, 3) feeds the student; y labels or None; weak (B, n, 3) the teacher;
-    radius (B,) in which MLSP counts neighbours, which differs between domains."""
+    """An augmented batch of one domain: x (B, n, 3) feeds the student; y labels or None; weak (B, n, 3) the teacher."""
 
     x: torch.Tensor
     y: torch.Tensor | None = None
     weak: torch.Tensor | None = None
-    radius: torch.Tensor | None = None
 
 
 def cat(views):
@@ -53,23 +51,32 @@ def combine(loss_s, lam_s, loss_t, lam_t, pooled):
 class Task(nn.Module):
     """Defaults: rotate about z and jitter both domains, no teacher, a forward pass of the task's own."""
 
-    cls_weight, reuses, pooled, teacher, bodies = 1.0, False, False, None, False  # bodies: made for PointSegDA, too
+    # reuses the labelled pass's features; one pooled denominator for both domains, see combine; made for bodies, too
+    cls_weight, teacher, reuses, pooled, bodies = 1.0, None, False, False, False
 
-    def __init__(self, n):
+    def __init__(self, n, direction):
         super().__init__()
-        self.n = n
+        self.n, self.per_point = n, direction.per_point
 
     def weight(self, progress):
         return 1.0
 
-    def views(self, points, labels, key, source, generator):
+    def views(self, points, labels, source, generator):
         if labels is not None and labels.ndim == 2:  # per-point labels go where their points go
             return View(*data.plain_view_labelled(points, labels, self.n, generator))
         return View(data.plain_view(points, self.n, generator), labels)
 
     def labelled(self, view, generator):
-        """Clouds to classify (B, n, 3), and whose labels count how much: [(share, index of samples), ...]."""
-        return view.x, [(1.0, slice(None))]
+        """Clouds to classify (B, n, 3), and their labels: [(share, labels, index of whose they are), ...]."""
+        return view.x, [(1.0, view.y, slice(None))]
+
+    def encode(self, model, points):
+        """The encoder's features of a pass of the task's own; as in the bases' code the classifier sees it, too."""
+        features = model.encoder(points)
+        if self.training and features[1].requires_grad and not self.per_point:
+            with torch.no_grad():
+                model.predict(features)  # moves the running statistics of its batch norm, nothing else
+        return features
 
     def after_step(self, model, t):
         """Called when the optimiser has taken step t."""
@@ -82,12 +89,12 @@ class NoTask(Task):
     bodies = True
 
     def __init__(self, model, n, direction):
-        super().__init__(n)
-        self.strong, self.crop = not direction.per_point, direction.crop
+        super().__init__(n, direction)
+        self.crop = direction.crop
 
-    def views(self, points, labels, key, source, generator):
-        if not self.strong:
-            return super().views(points, labels, key, source, generator)
+    def views(self, points, labels, source, generator):
+        if self.per_point:
+            return super().views(points, labels, source, generator)
         return View(data.strong_view(points, self.n, generator, source=source, crop=self.crop), labels)
 
     def forward(self, model, view, features, generator):
@@ -123,14 +130,14 @@ class SelfDistillation(NoTask):
     def weight(self, progress):
         return math.exp(-5 * (1 - progress) ** 2)
 
-    def views(self, points, labels, key, source, generator):
+    def views(self, points, labels, source, generator):
         weak = data.weak_view(points, self.n, generator)
-        return replace(super().views(points, labels, key, source, generator), weak=weak)
+        return replace(super().views(points, labels, source, generator), weak=weak)
 
     def forward(self, model, view, features, generator):
         with torch.no_grad():
             teacher = self.teacher.model.encoder(view.weak)[1]  # (B, 1024)
-        student = (features or model.encoder(view.x))[1]  # (B, 1024)
+        student = (features or self.encode(model, view.x))[1]  # (B, 1024)
         return -((teacher / 0.1).softmax(-1) * (student / 0.5).log_softmax(-1)).sum(-1)
 
     def after_step(self, model, t):
@@ -139,12 +146,12 @@ class SelfDistillation(NoTask):
 
 # ---------------------------------------------------------------- DefRec and PCM (Achituve et al., WACV 2021)
 class DeformationReconstruction(Task):
-    """One voxel of the cloud collapses to a Gaussian blob; the per-point head puts the points back."""
+    """One voxel (of bodies, a ball) collapses to a Gaussian blob; the per-point head puts the points back."""
 
     bodies = True
 
     def __init__(self, model, n, direction):
-        super().__init__(n)
+        super().__init__(n, direction)
         self.share = 0.05 if direction.per_point else 0.5
         self.cls_weight = 1 - self.share
         self.head = PerPointHead(model.encoder.point_dim, 3)
@@ -153,8 +160,8 @@ class DeformationReconstruction(Task):
         return self.share
 
     def forward(self, model, view, features, generator):
-        deformed, hole, _ = deform(view.x, generator)
-        return 20 * masked_chamfer(self.head(*model.encoder(deformed)), view.x, hole)
+        deformed, hole = deform_ball(view.x, generator) if self.per_point else deform(view.x, generator)[:2]
+        return 20 * masked_chamfer(self.head(*self.encode(model, deformed)), view.x, hole)
 
 
 VOXELS = 27
@@ -186,37 +193,49 @@ def deform(points, generator, least=40):
     return torch.where(hole[..., None], centre[:, None] + noise, points), hole, chosen
 
 
-def masked_chamfer(predicted, truth, mask):
-    """Squared Chamfer distance, both ways, between masked points, (B, N, 3) x2, (B, N) bool -> (B,)."""
-    K = max(int(mask.sum(1).max()), 1)
-    index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first, (B, K)
-    valid = mask.gather(1, index)
-    p, q = gather_points(predicted, index), gather_points(truth, index)  # (B, K, 3)
-    with torch.no_grad():  # only who is nearest; the distance itself is taken again, exactly
-        d = torch.cdist(p, q).masked_fill(~(valid[:, :, None] & valid[:, None]), math.inf)  # (B, K, K)
-        to_q, to_p = d.argmin(2), d.argmin(1)  # (B, K)
-    there = (p - gather_points(q, to_q)).square().sum(-1)
-    back = (q - gather_points(p, to_p)).square().sum(-1)
-    return ((there + back) * valid).sum(1) / valid.sum(1).clamp_min(1)  # an empty mask costs nothing, not 0/0
+def deform_ball(points, generator, radius=0.5, least=20, tries=8):
+    """Replace the points in a ball about a random one of them by N(that point, .001 I), (B, N, 3) -> (B, N, 3), (B, N).
+
+    The point is the first of `tries` random ones with at least `least` points in its ball, else the fullest of them.
+    """
+    draw = torch.randint(points.shape[1], (len(points), tries), generator=generator, device=points.device)
+    centre = gather_points(points, draw)  # (B, tries, 3)
+    near = torch.cdist(centre, points) <= radius  # (B, tries, N)
+    count = near.sum(-1)
+    chosen = torch.where(count >= least, points.shape[1] + 1, count).argmax(1)  # (B,) the first of the largest
+    rows = torch.arange(len(points), device=points.device)
+    hole, centre = near[rows, chosen], centre[rows, chosen]
+    noise = torch.randn(points.shape, generator=generator, device=points.device) * math.sqrt(0.001)
+    return torch.where(hole[..., None], centre[:, None] + noise, points), hole
 
 
 def pcm(points, generator):
     """Point-cloud mixup: each cloud gives a share mu of its points, another of the batch the rest, both by FPS.
 
-    Returns mixed (B, N, 3), each cloud's partner (B,) as an index, and mu ~ Beta(1, 1), one a batch.
+    Returns mixed (B, N, 3), each cloud's partner (B,) as an index, mu ~ Beta(1, 1), one a batch, and the index (B, N)
+    of the points taken, of the cloud itself and then of its partner.
     """
     B, N, _ = points.shape
     mu = torch.rand((), generator=generator, device=points.device).item()
     partner = torch.randperm(B, generator=generator, device=points.device)
     n = round(mu * N)
-    picked = gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
-    return torch.cat([picked[:, :n], picked[partner, : N - n]], 1), partner, mu
+    picked = farthest_points(points, max(n, N - n))  # any prefix of FPS is FPS
+    taken = torch.cat([picked[:, :n], picked[partner, : N - n]], 1)
+    mixed = torch.cat([gather_points(points, taken[:, :n]), gather_points(points[partner], taken[:, n:])], 1)
+    return mixed, partner, mu, taken
 
 
 def mixup(view, generator):
-    """What is classified under `+pcm`: mixed clouds, their own labels with share mu, their partners' with 1 - mu."""
-    x, partner, mu = pcm(view.x, generator)
-    return x, [(mu, slice(None)), (1 - mu, partner)]
+    """What is classified under `+pcm`: mixed clouds with their own labels and their partners', by the share mu.
+
+    Labels of points go with their points; the others' are -100, which cross-entropy leaves out.
+    """
+    x, partner, mu, taken = pcm(view.x, generator)
+    if view.y.ndim == 1:
+        return x, [(mu, view.y, slice(None)), (1 - mu, view.y[partner], partner)]
+    own = torch.arange(x.shape[1], device=x.device) < round(mu * x.shape[1])  # (N,)
+    mine, theirs = view.y.gather(1, taken), view.y[partner].gather(1, taken)  # (B, N)
+    return x, [(1.0, mine.where(own, -100), slice(None)), (1.0, theirs.where(~own, -100), partner)]
 
 
 # ---------------------------------------------------------------- GAST (Zou et al., ICCV 2021)
@@ -226,27 +245,19 @@ class GeometryAwareSelfTraining(Task):
     cls_weight = 0.5
 
     def __init__(self, model, n, direction):
-        super().__init__(n)
-        self.turns_x, self.turns_y, self.region = nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, VOXELS)
+        super().__init__(n, direction)
+        self.turns_x, self.turns_y = nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, 4)
+        hidden = dense((GLOBAL, 256), 0.0) if isinstance(model.encoder, PointNet) else []
+        self.region = nn.Sequential(*hidden, nn.Linear(256 if hidden else GLOBAL, VOXELS))
 
     def forward(self, model, view, features, generator):
         ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
         turned, k_x, k_y, mu = turn_parts(view.x, generator)
-        f = model.encoder(turned)[1]  # (B, 1024)
+        f = self.encode(model, turned)[1]  # (B, 1024)
         rotation = mu * ce(self.turns_x(f), k_x) + (1 - mu) * ce(self.turns_y(f), k_y)  # each head its own label
         distorted, _, chosen = deform(view.x, generator, least=20)
-        location = ce(self.region(model.encoder(distorted)[1]), chosen)
+        location = ce(self.region(self.encode(model, distorted)[1]), chosen)
         return 0.2 * rotation + 0.5 * location  # weight() is 1
-
-
-def quarter_turns(points, k, axis):
-    """Rotate each cloud by k quarter turns, exactly, about x (axis 0) or y (axis 1): (B, n, 3), (B,) -> (B, n, 3)."""
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    c, s = points.new_tensor([1, 0, -1, 0])[k, None], points.new_tensor([0, 1, 0, -1])[k, None]  # (B, 1)
-    out = points.clone()
-    out[..., i] = c * points[..., i] - s * points[..., j]
-    out[..., j] = s * points[..., i] + c * points[..., j]
-    return out
 
 
 def turn_parts(points, generator):
@@ -270,48 +281,44 @@ class MaskedLocalStructure(Task):
     bodies = True
 
     def __init__(self, model, n, direction):
-        super().__init__(n)
+        super().__init__(n, direction)
         self.shares = (0.02, 0.02, 0.02) if direction.per_point else (0.5, 0.5, 0.05)
         self.k, self.per_bin, self.spare = (10, 5, 10) if direction.per_point else (20, 2, 0)  # its authors' scripts
+        self.radius, self.hole_weight = RADIUS[direction.target], 2 if direction.per_point else 27
         self.cls_weight = 1 - self.shares[0]
-        self.position, self.normal, self.count = (PerPointHead(model.encoder.point_dim, out) for out in (3, 3, BINS))
-
-    def views(self, points, labels, key, source, generator):
-        view = super().views(points, labels, key, source, generator)
-        return replace(view, radius=view.x.new_full((len(points),), RADIUS[key]))
+        self.position, self.normal = (PerPointHead(model.encoder.point_dim, 3) for _ in range(2))
+        self.count = PerPointHead(model.encoder.point_dim, BINS, (512, 256, 256), dropped=3)
 
     def forward(self, model, view, features, generator):
         deformed, hole, _ = deform(view.x, generator)
-        features = model.encoder(deformed)
+        features = self.encode(model, deformed)
         position = 20 * masked_chamfer(self.position(*features), view.x, hole)
         cos = (F.normalize(self.normal(*features), dim=-1) * normals(view.x, self.k)).sum(-1)  # (B, N)
-        target, neighbours = cardinality(view.x, view.radius, self.per_bin, self.spare)
+        target, neighbours = cardinality(view.x, self.radius, self.per_bin, self.spare)
         log_p = self.count(*features).log_softmax(-1)  # (B, N, BINS)
         expected = self.per_bin * (log_p.exp() * torch.arange(BINS, device=log_p.device)).sum(-1)
         count = -(target * log_p).sum(-1) + 0.05 * (expected - neighbours).abs()
-        w = 1 + 26 * hole  # a point in the hole counts 27 times
+        w = 1 + (self.hole_weight - 1) * hole  # a point in the hole counts more
         inside = lambda loss: (loss * w).sum(1) / w.sum(1)
         parts = position, inside(1 - cos.abs()), inside(count)
         return sum(share * part for share, part in zip(self.shares, parts))  # weight() is 1
 
 
 BINS = 16  # of the number of neighbours
-# in which they are counted: unit spheres of 1024 points, bodies of 2048, as its authors' scripts have it
+# in which they are counted, by the target: unit spheres of 1024 points, bodies of 2048, as its authors' scripts have it
 RADIUS = {"M": 0.13, "S": 0.12, "SC": 0.135, "seg_F": 0.091, "seg_M": 0.124, "seg_A": 0.0872, "seg_S": 0.115}
 
 
 def cardinality(points, radius, per_bin=2, spare=0):
     """How many points lie within `radius` of each, itself included, less `spare`, at most per_bin (BINS - 1).
 
-    (B, N, 3), (B,) -> shares of the two nearest bins (B, N, BINS), the number itself (B, N).
+    (B, N, 3) -> the bins below and above, half each, (B, N, BINS), and the number itself (B, N).
     """
     exact = "donot_use_mm_for_euclid_dist"  # distances by products are no better than 1e-3 near 0
-    near = torch.cdist(points, points, compute_mode=exact) <= radius[:, None, None]  # (B, N, N)
+    near = torch.cdist(points, points, compute_mode=exact) <= radius  # (B, N, N)
     number = (near.sum(-1) - spare).clamp(0, per_bin * (BINS - 1))  # (B, N)
-    low, share = number // per_bin, number % per_bin / per_bin
-    high = (low + 1).clamp_max(BINS - 1)
-    target = (1 - share)[..., None] * F.one_hot(low, BINS) + share[..., None] * F.one_hot(high, BINS)
-    return target, number
+    low, high = number // per_bin, -(-number // per_bin)
+    return (F.one_hot(low, BINS) + F.one_hot(high, BINS)) / 2, number
 
 
 # ---------------------------------------------------------------- every task, by the name that --ssl gives it

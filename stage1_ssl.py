@@ -4,8 +4,8 @@
     python stage1_ssl.py --task M_SC --data shapes --backbone pointnet --steps 300 --points 256 --batch-size 32
     python stage1_ssl.py ... --select all                                          # the base, without SM-DSB
 
-Each step masks the self-supervised loss of the *source* samples whose saliency map is most skewed; the target is never
-filtered here and no target label is opened. Stopped? Run the same command again and it goes on, bit for bit on a CPU.
+Each step masks the self-supervised loss of the *source* samples whose saliency map is most skewed. The target is not
+filtered here (but for the pilot, --select freeze) and no target label is opened (but for an oracle). Stopped? Run the same command again and it goes on, bit for bit on a CPU.
 """
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
@@ -25,7 +25,7 @@ from engine.metrics import predict, quality
 from engine.run import Run
 from saliency import SCORES, measure, saliency_map, select
 
-# ---------------------------------------------------------------- settings: the paper's, one line each
+# ---------------------------------------------------------------- settings of the common step, one line each
 SETTINGS = dict(
     task="M_S",  # direction
     data="data",  # holds PointDA_data/
@@ -47,7 +47,7 @@ SETTINGS = dict(
     unit_sphere=False,  # unless their files need it
     device="auto",
 )
-PAPER = {  # Self-dist's, which the paper keeps; DefRec's for PointSegDA, in epochs of the source
+PAPER = {  # Self-dist's, which the paper keeps; DefRec's for PointSegDA, in epochs of the smaller domain
     "dgcnn": dict(steps=40_000, batch_size=64),
     "pointnet": dict(steps=10_000, batch_size=128),
     "dgcnn-seg": dict(epochs=200, batch_size=32),
@@ -68,14 +68,14 @@ def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend
     """Losses and gradients of step t on a labelled View s and an unlabelled View u -> log row, lam_s (B,) bool.
 
     g draws what the task leaves to chance. Stage 2 gives w_y (B,), the weights of the labels, and shift (B,), which
-    is added to the scores. lam_t (B,) bool masks unlabelled samples, which the paper never does: None keeps all.
+    is added to the scores. lam_t (B,) bool masks unlabelled samples; Alg. 1 keeps all, which is None.
     """
     x, mixture = task.labelled(s, g)  # the clouds themselves, but for PCM
     x.requires_grad_(args.measure == "train" and x is s.x)
     w_y = x.new_ones(len(x)) if w_y is None else w_y
 
     logits = model.predict(features := model.encoder(x))  # (B, C), of parts (B, N, C)
-    ce = sum(mu * (w_y[i] * cross_entropy(logits, s.y[i])) for mu, i in mixture)  # (B,)  Eq. (2)
+    ce = sum(mu * (w_y[i] * cross_entropy(logits, y)) for mu, y, i in mixture)  # (B,)  Eq. (2)
     L_c = task.cls_weight * ce.mean()
     if task.reuses or descend is not add:  # whoever needs this graph again goes back through it for both losses
         s.x.grad = torch.autograd.grad(L_c, s.x, retain_graph=True)[0] if s.x.requires_grad else None
@@ -85,7 +85,7 @@ def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend
 
     own = generator(x.device, args.seed, "select", t)  # whom to select must not shift the task's draws
     sk = score(model, s, (ce / w_y).detach(), args, own)  # (B,)  Eq. (4), (5)
-    lam_s = select(sk + shift, *kept(args), own)  # (B,) bool  Eq. (7)
+    lam_s = select(sk + shift, *selection(args), own)  # (B,) bool  Eq. (7)
     lam_t = lam_s.new_ones(len(u.x)) if lam_t is None else lam_t  # (B,) bool
 
     s.x = s.x.detach()
@@ -117,8 +117,8 @@ def score(model, s, loss, args, g):
     return measure(model, s.x, s.y, alpha=args.alpha, mode=args.measure, score=args.score, generator=g)
 
 
-def kept(args):
-    """Which samples `select` keeps, and their share; freeze is the paper's pilot, Random Gradient Freezing (Sec. I)."""
+def selection(args):
+    """The share of samples that `select` keeps, and which; freeze is the paper's pilot, Random Gradient Freezing (Sec. I)."""
     return (0.5, "random") if args.select == "freeze" else (args.beta, args.select)
 
 
@@ -129,14 +129,14 @@ def views(t, args, task, src, tgt):
     half = args.batch_size // 2
     i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
     i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
-    s = task.views(src.train[i_s], src.train_labels[i_s], src.key, True, g)
-    return s, task.views(tgt.train[i_t], None, tgt.key, False, g), g
+    s = task.views(src.train[i_s], src.train_labels[i_s], True, g)
+    return s, task.views(tgt.train[i_t], None, False, g), g
 
 
 def unlabelled_mask(t, args, u):
     """Under freeze a random half of the unlabelled samples, (B,) bool; else None, which keeps them all."""
     g = generator(args.device, args.seed, "freeze", t)
-    return select(torch.zeros(len(u.x), device=args.device), *kept(args), g) if args.select == "freeze" else None
+    return select(torch.zeros(len(u.x), device=args.device), *selection(args), g) if args.select == "freeze" else None
 
 
 def optimisation(args, parameters):
@@ -219,8 +219,8 @@ def joining(mtl):
 def settle(args):
     """Fill in what follows from other flags, and refuse what cannot go together; returns args."""
     way = data.direction(args.task)
-    base, _, mixed = args.ssl.partition("+")
-    if way.per_point and (mixed or not ssl_tasks.TASKS[base].bodies):
+    base = args.ssl.partition("+")[0]
+    if way.per_point and not ssl_tasks.TASKS[base].bodies:
         bodies = ", ".join(name for name, task in ssl_tasks.TASKS.items() if task.bodies)
         raise UserError(f"--ssl {args.ssl} with {args.task}: not for segmentation; choose one of {bodies}")
     for flag, given in (("--up y", args.up == "y"), ("--unit-sphere", args.unit_sphere)):
@@ -233,8 +233,8 @@ def settle(args):
     args.points = args.points or way.dataset.POINTS
     args.steps = args.steps or paper.get("steps")
     if args.steps is None:
-        epoch = max(1, way.dataset.size(args.data, way.source, "train") // (args.batch_size // 2))
-        args.steps = paper["epochs"] * epoch
+        shorter = min(way.dataset.size(args.data, key, "train") for key in (way.source, way.target))
+        args.steps = paper["epochs"] * max(1, shorter // (args.batch_size // 2))
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
     joining(args.mtl)  # absent? say so before a folder is made
     if args.select in ("low", "high"):

@@ -26,9 +26,10 @@ from stage1_ssl import CHOICES, evaluator, joining, load, optimisation, settle, 
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 SETTINGS = dict(
-    perturb=[0.1, 0.05],  # mean and std added to the scores of pseudo-labelled samples; the paper gives the mean
+    perturb=[0.1, 0.05],  # mean (the paper's) and std (ours) of what is added to the scores of pseudo-labelled samples
     gcn_iters=1000,  # a refinement; 0 = off
     scratch=False,  # the paper says "fine-tune"
+    filter_stream=False,  # as in Alg. 1; the text of Sec. III can be read as masking the unlabelled stream, too
 )
 UNSURE = 0.2  # weight of a pseudo-label that is not yet confident
 NEIGHBOURS, CORRELATION, HIDDEN_P = 10, 0.95, 0.2  # the graph of Self-dist-GCN, and how many p are hidden
@@ -36,11 +37,12 @@ NEIGHBOURS, CORRELATION, HIDDEN_P = 10, 0.95, 0.2  # the graph of Self-dist-GCN,
 
 # ---------------------------------------------------------------- pseudo-labels
 class PseudoLabels:
-    """Label and confidence, (n,) or (n, N) of parts, and `confident` (n,) bool of every target training cloud."""
+    """Of every target training cloud: label and confidence, (n,) or (n, N) of parts; confident and masked (n,) bool."""
 
     def __init__(self, p):
         self.confidence, self.label = p.max(-1)
         self.confident = torch.zeros(len(p), dtype=torch.bool, device=p.device)  # none before the first refinement
+        self.masked = self.confident.clone()  # whose SSL loss was masked when its pseudo-label was last scored
 
     def state_dict(self):
         return vars(self).copy()
@@ -63,18 +65,21 @@ def describe(model, clouds):
 
 # ---------------------------------------------------------------- GCN refinement (Cardace et al., WACV 2023)
 def adjacency(f):
-    """D^-1/2 A D^-1/2, edges to the <= 10 nodes most correlated with each, (n, 1024) -> sparse (n, n)."""
+    """D^-1/2 A D^-1/2 of messages from each node to the <= 10 it correlates most with, (n, 1024) -> sparse (n, n).
+
+    Row j sums over the nodes i that chose j, and D is the in-degree: PyG's rule for the pairs (i, j).
+    """
     z = F.normalize(f - f.mean(1, keepdim=True))  # the cosine of centred rows is Pearson's correlation
-    rows, cols = [], []
+    senders, receivers = [], []
     for i in torch.arange(len(z), device=z.device).split(1024):  # n x n never exists whole
         r = z[i] @ z.T
         r.scatter_(1, i[:, None], 2.0)  # a node is its own neighbour, whatever the rounding
         value, j = r.topk(min(NEIGHBOURS, len(z)))
         keep = value > CORRELATION
-        rows.append(i[:, None].expand_as(j)[keep])
-        cols.append(j[keep])
-    index = torch.stack([torch.cat(rows), torch.cat(cols)])  # (2, edges)
-    d = torch.bincount(index[0], minlength=len(z)).float().rsqrt()
+        senders.append(i[:, None].expand_as(j)[keep])
+        receivers.append(j[keep])
+    index = torch.stack([torch.cat(receivers), torch.cat(senders)])  # (2, edges)
+    d = torch.bincount(index[0], minlength=len(z)).float().rsqrt()  # at least 1: a node is its own neighbour
     weight = d[index[0]] * d[index[1]]
     return torch.sparse_coo_tensor(index, weight, (len(z), len(z)), check_invariants=False).coalesce()
 
@@ -121,23 +126,23 @@ def refine(args, model, clouds, pseudo, done):
 
 # ---------------------------------------------------------------- the loop
 def views(t, args, task, src, tgt, pseudo):
-    """Step t's two Views, w_y and is_pseudo (B,) of the labelled one, and the generator that goes on.
+    """Step t's two Views, the generator that goes on, w_y (B,) of the labelled one, and who is in them.
 
     Half a batch is drawn from the union of source and pseudo-labelled target, in the source's view, source first;
-    half a batch from the unlabelled target.
+    half a batch from the unlabelled target. Who: the index of a sample's target cloud (B,), -1 for the source.
     """
     g, half = generator(args.device, args.seed, "stage 2", t), args.batch_size // 2
     i = data.stream(len(src.train) + len(tgt.train), half, t, args.seed, "union").to(args.device)
     i_s, i_t = i[i < len(src.train)], i[i >= len(src.train)] - len(src.train)
     labelled = []  # one a domain: their clouds may differ in size
     if len(i_s):
-        labelled.append(task.views(src.train[i_s], src.train_labels[i_s], src.key, True, g))
+        labelled.append(task.views(src.train[i_s], src.train_labels[i_s], True, g))
     if len(i_t):
-        labelled.append(task.views(tgt.train[i_t], pseudo.label[i_t], tgt.key, True, g))
+        labelled.append(task.views(tgt.train[i_t], pseudo.label[i_t], True, g))
     w_y = torch.cat([torch.ones(len(i_s), device=i.device), pseudo.weight(i_t)])  # (B,) of Sec. III-C
     i_u = data.stream(len(tgt.train), half, t, args.seed, "unlabelled").to(args.device)
-    u = task.views(tgt.train[i_u], None, tgt.key, False, g)
-    return ssl_tasks.cat(labelled), u, w_y, torch.arange(len(i), device=i.device) >= len(i_s), g
+    u = task.views(tgt.train[i_u], None, False, g)
+    return ssl_tasks.cat(labelled), u, g, w_y, torch.cat([torch.full_like(i_s, -1), i_t]), i_u
 
 
 def perturbation(t, args, is_pseudo):
@@ -159,9 +164,8 @@ def train(args, run, src, tgt, start, observe=None):
         tgt = replace(tgt, train=clouds)  # labels of points: stage 2 sees the points that have one
     if args.scratch:
         model.load_state_dict(fresh)
-    task = ssl_tasks.build(args.ssl, model, args.points, data.direction(args.task)).to(
-        args.device
-    )  # teacher := student
+    # a teacher restarts from this student; that of stage 1 is dropped
+    task = ssl_tasks.build(args.ssl, model, args.points, data.direction(args.task)).to(args.device)
     if args.ssl == start["config"]["args"]["ssl"] and not args.scratch:
         task.load_state_dict(start["task"])
     optimizer, schedule = optimisation(args, [*model.parameters(), *task.parameters()])
@@ -174,11 +178,14 @@ def train(args, run, src, tgt, start, observe=None):
     for t in run.loop(parts, evaluator(args, run, model, task, src, tgt)):
         if observe:
             observe(t, model, task, pseudo)
-        s, u, w_y, is_pseudo, g = views(t, args, task, src, tgt, pseudo)
-        shift, lam_t = perturbation(t, args, is_pseudo), unlabelled_mask(t, args, u)
+        s, u, g, w_y, who, i_u = views(t, args, task, src, tgt, pseudo)
+        is_pseudo = who >= 0
+        shift = perturbation(t, args, is_pseudo)
+        lam_t = ~pseudo.masked[i_u] if args.filter_stream else unlabelled_mask(t, args, u)
         torch.manual_seed(seed_of(args.seed, "dropout 2", t))
         optimizer.zero_grad()
         row, lam_s = step(t, args, model, task, s, u, g, w_y, shift, lam_t, descend)
+        pseudo.masked[who[is_pseudo]] = ~lam_s[is_pseudo]
         row |= {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
         run.check(t, row)
         optimizer.step()
@@ -224,6 +231,9 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
     parser.add_argument("--scratch", action="store_true", help="keep the pseudo-labels, start from fresh weights")
+    parser.add_argument(
+        "--filter-stream", action="store_true", help="mask in the unlabelled stream whom the scores mask"
+    )
     two = dict(type=number(float, -100, 100), nargs=2, metavar=("MEAN", "STD"))
     parser.add_argument("--perturb", **two, help="of what is added to the scores of pseudo-labelled samples")
     parser.add_argument("--gcn-iters", type=number(int, 0), help="a refinement; 0 = off, as on PointSegDA")

@@ -13,8 +13,6 @@ and `bn`; running statistics move as torch's own norm moves them. Below the laye
 M = B.N rows, and idx (M, k) holds row numbers.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -264,31 +262,3 @@ def linear_edge_conv(x, idx, layers):
         weight, bias = layer.weight @ weight, F.linear(bias, layer.weight, layer.bias)
     near, centre = pair_weight(weight).chunk(2, 1)
     return (neighbour_max(F.linear(rows, near), idx) + F.linear(rows, centre, bias)).view(*x.shape[:2], -1)
-
-
-# ---------------------------------------------------------------- geometry of clouds
-def gather_points(x, index):
-    """Rows of each cloud: (B, N, C), (B, n) -> (B, n, C); or (B, N), (B, n) -> (B, n)."""
-    return x.gather(1, index) if x.ndim == 2 else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def farthest_points(points, m):
-    """Farthest-point sampling of m points from each cloud, starting at its first, (B, N, 3) -> (B, m) index."""
-    index = torch.zeros(len(points), m, dtype=torch.long, device=points.device)
-    nearest = points.new_full(points.shape[:2], math.inf)
-    for i in range(1, m):  # over points, not clouds: each step serves the whole batch
-        newest = gather_points(points, index[:, i - 1 : i])  # (B, 1, 3)
-        nearest = torch.minimum(nearest, (points - newest).square().sum(-1))
-        index[:, i] = nearest.argmax(-1)
-    return index
-
-
-def normals(points, k=20):
-    """Unit normals, of either sign, by PCA of the k nearest neighbours, (B, N, 3) -> (B, N, 3)."""
-    B, N, _ = points.shape
-    index = knn(points, k)
-    near = gather_points(points, index.flatten(1)).view(B, N, -1, 3)
-    near = near - near.mean(2, keepdim=True)
-    scatter = (near.transpose(2, 3) @ near).flatten(0, 1)  # (B.N, 3, 3), in parts: CUDA's solver has a limit near 2^15
-    vectors = [torch.linalg.eigh(part).eigenvectors[..., 0] for part in scatter.split(1 << 14)]  # least eigenvalue
-    return torch.cat(vectors).view(B, N, 3)

@@ -46,10 +46,15 @@ def add_flags(parser, tasks, backbones, scores, **default):
 
     tasks = (*tasks, *(f"{name}+pcm" for name in tasks))
     seg = "centre and scale PointSegDA's bodies, where the domains' files differ in that"
-    flag(method, "--task", help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels")
+    flag(
+        method,
+        "--task",
+        metavar="DIRECTION",
+        help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels",
+    )
     flag(method, "--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
     flag(method, "--backbone", choices=backbones)
-    flag(method, "--ssl", choices=tasks, metavar="TASK", help=f"{', '.join(tasks)}; none: no adaptation")
+    flag(method, "--ssl", choices=tasks, metavar="SSL_TASK", help=f"{', '.join(tasks)}; none: no adaptation")
     flag(method, "--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
     flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch")
     flag(method, "--steps", type=number(int, 1), help="of a stage: 40000 dgcnn, 10000 pointnet, 200 epochs of bodies")

@@ -117,8 +117,8 @@ def step_of(stage, backbone, ssl, measure, B, device):
             s, u, g = stage1_ssl.views(t, args, task, src, tgt)
             row, _ = stage1_ssl.step(t, args, model, task, s, u, g)
         else:
-            s, u, w_y, is_pseudo, g = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
-            shift = stage2_pseudo.perturbation(t, args, is_pseudo)
+            s, u, g, w_y, who, _ = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
+            shift = stage2_pseudo.perturbation(t, args, who >= 0)
             row, _ = stage1_ssl.step(t, args, model, task, s, u, g, w_y, shift)
         optimizer.step()
         task.after_step(model, t)

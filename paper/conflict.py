@@ -67,7 +67,7 @@ def masks(t, args, model, s, u):
     own = generator(args.device, args.seed, "select", t)
     with own_rng(args.device, args.seed, "dropout 1", t):
         sk = stage1_ssl.score(model, s, s.x.new_zeros(len(s.x)), args, own)  # makes a pass of its own
-    lam_s = select(sk, *stage1_ssl.kept(args), own)  # Eq. (7)
+    lam_s = select(sk, *stage1_ssl.selection(args), own)  # Eq. (7)
     lam_t = stage1_ssl.unlabelled_mask(t, args, u)
     return lam_s, lam_s.new_ones(len(u.x)) if lam_t is None else lam_t
 

@@ -113,7 +113,7 @@ def test_measuring_leaves_everything_as_it_was(ssl, shapes):
 def test_frozen_statistics_are_frozen(shapes):
     """A sample's own gradient does not depend on its batch, and the mean of them is the gradient of the mean."""
     model, task = moving("selfdist")
-    view = task.views(shapes["M"].train[:4], shapes["M"].train_labels[:4], "M", True, torch.Generator().manual_seed(0))
+    view = task.views(shapes["M"].train[:4], shapes["M"].train_labels[:4], True, torch.Generator().manual_seed(0))
     G = torch.randn(sum(p.numel() for p in model.encoder.parameters()), generator=torch.Generator().manual_seed(1))
     cosines = conflict.own_cosines(model, task, view, G)
     one = ssl_tasks.View(view.x[2:3], view.y[2:3], view.weak[2:3])

@@ -199,10 +199,10 @@ def test_freeze_halves_both_domains_anew_and_low_never_filters_the_target():
     u = SimpleNamespace(x=torch.zeros(6, 20, 3))
     masks = [stage1_ssl.unlabelled_mask(t, args, u) for t in range(8)]
     assert {int(mask.sum()) for mask in masks} == {3} and len({tuple(mask.tolist()) for mask in masks}) > 1
-    assert stage1_ssl.kept(args) == (0.5, "random")
+    assert stage1_ssl.selection(args) == (0.5, "random")
     for keep in ("low", "high", "random", "all"):
         args.select = keep
-        assert stage1_ssl.kept(args) == (0.7, keep) and stage1_ssl.unlabelled_mask(0, args, u) is None
+        assert stage1_ssl.selection(args) == (0.7, keep) and stage1_ssl.unlabelled_mask(0, args, u) is None
 
 
 # ---------------------------------------------------------------- other scores

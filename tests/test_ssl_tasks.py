@@ -88,12 +88,13 @@ def test_farthest_points_is_the_greedy_loop():
 def test_pcm_mixes_by_the_share_it_returns():
     """round(mu N) points of the cloud itself, the rest of its partner."""
     x, y = clouds(6, 50), torch.arange(6)
-    mixed, partner, mu = ssl_tasks.pcm(x, gen(5))
+    mixed, partner, mu, taken = ssl_tasks.pcm(x, gen(5))
     n = round(mu * 50)
     assert mixed.shape == x.shape and 0 < n < 50 and sorted(partner.tolist()) == y.tolist()
     for b in range(6):
         mine, theirs = ({tuple(p) for p in cloud.tolist()} for cloud in (x[b], x[partner[b]]))
         assert {tuple(p) for p in mixed[b, :n].tolist()} <= mine and {tuple(p) for p in mixed[b, n:].tolist()} <= theirs
+        assert torch.equal(mixed[b, :n], x[b, taken[b, :n]]) and torch.equal(mixed[b, n:], x[partner[b], taken[b, n:]])
 
 
 @pytest.mark.parametrize("pooled, expected", [(True, (1 + 3 + 10 + 20) / 5), (False, (1 + 3) / 3 + (10 + 20) / 2)])
@@ -140,7 +141,7 @@ def test_losses_are_per_sample_finite_and_trainable(backbone, name):
     model = models.build(backbone, 10)
     task = ssl_tasks.build(name, model, 48, data.direction("M_SC"))
     for key, source in (("M", True), ("SC", False)):
-        view = task.views(clouds(4, 64), None, key, source, gen(1))
+        view = task.views(clouds(4, 64), None, source, gen(1))
         loss = task(model, view, None, gen(2))
         assert view.x.shape == (4, 48, 3) and loss.shape == (4,) and loss.isfinite().all() and (loss > 0).all()
         loss.mean().backward()
@@ -151,7 +152,7 @@ def test_losses_are_per_sample_finite_and_trainable(backbone, name):
 def test_no_task_costs_nothing():
     """`none` is zero for every sample."""
     task = ssl_tasks.build("none", models.build("pointnet", 10), 32, data.direction("M_SC"))
-    view = task.views(clouds(4, 64), torch.arange(4), "M", True, gen())
+    view = task.views(clouds(4, 64), torch.arange(4), True, gen())
     assert task(None, view, None, gen()).tolist() == [0] * 4 and torch.equal(view.y, torch.arange(4))
 
 
@@ -224,29 +225,60 @@ def test_cardinality_of_a_counted_example():
     """A chain with steps of .1: counts by hand, itself included; odd counts share two bins; 30 is the most."""
     x = torch.zeros(1, 6, 3)
     x[0, :, 0] = torch.tensor([0.0, 0.1, 0.2, 0.3, 1.0, 2.0])
-    target, number = ssl_tasks.cardinality(x, torch.tensor([0.15]))
+    target, number = ssl_tasks.cardinality(x, 0.15)
     assert number.tolist() == [[2, 3, 3, 2, 1, 1]]
     assert target[0, 0, 1] == 1 and target[0, 1, 1:3].tolist() == [0.5, 0.5] and target[0, 4, :2].tolist() == [0.5, 0.5]
     assert torch.equal(target.sum(-1), torch.ones(1, 6))
-    target, number = ssl_tasks.cardinality(torch.zeros(1, 64, 3), torch.tensor([0.1]))
+    target, number = ssl_tasks.cardinality(torch.zeros(1, 64, 3), 0.1)
     assert (number == 30).all() and (target[..., 15] == 1).all()
 
 
 def test_cardinality_counts_as_a_loop_does():
-    """Each cloud with its own radius."""
-    x, radius = clouds(3, 50), torch.tensor([0.2, 0.35, 0.5])
-    _, number = ssl_tasks.cardinality(x, radius)
+    """Within the radius, itself included."""
+    x = clouds(3, 50)
+    _, number = ssl_tasks.cardinality(x, 0.35)
     for b in range(3):
         for i in range(50):
-            expected = sum(math.dist(x[b, i].tolist(), p) <= radius[b] for p in x[b].tolist())
+            expected = sum(math.dist(x[b, i].tolist(), p) <= 0.35 for p in x[b].tolist())
             assert number[b, i] == min(expected, 30)
 
 
-def test_the_radius_goes_with_the_domain():
-    """.12 on S, .13 on M, .135 on SC, also in a batch joined from two domains."""
-    task = ssl_tasks.build("mlsp", models.build("pointnet", 10), 32, data.direction("M_SC"))
-    views = [task.views(clouds(2, 40), None, key, True, gen()) for key in ("S", "M", "SC")]
-    assert ssl_tasks.cat(views).radius.tolist() == pytest.approx([0.12, 0.12, 0.13, 0.13, 0.135, 0.135])
+def test_the_radius_is_the_targets():
+    """.12 for S, .13 for M, .135 for SC, for both domains."""
+    model = models.build("pointnet", 10)
+    for way, radius in (("M_S", 0.12), ("S_M", 0.13), ("M_SC", 0.135), ("SC_M", 0.13)):
+        assert ssl_tasks.build("mlsp", model, 32, data.direction(way)).radius == radius
+
+
+def test_heads_have_the_widths_of_their_authors():
+    """MLSP counts with 512, 256, 256 and three dropouts; GAST's location has a hidden layer on PointNet alone."""
+    for backbone, layers in (("pointnet", [(1024, 256), (256, 27)]), ("dgcnn", [(1024, 27)])):
+        model = models.build(backbone, 10)
+        count = ssl_tasks.build("mlsp", model, 32, data.direction("M_SC")).count
+        linears = [m for m in count.modules() if isinstance(m, torch.nn.Linear)]
+        assert sorted(m.out_features for m in linears) == [16, 256, 256, 512] and count.dropped == 3
+        region = ssl_tasks.build("gast", model, 32, data.direction("M_SC")).region
+        assert [(m.in_features, m.out_features) for m in region if isinstance(m, torch.nn.Linear)] == layers
+
+
+@pytest.mark.parametrize("name", ["defrec", "gast", "mlsp", "selfdist"])
+def test_the_classifier_sees_the_tasks_passes(name, monkeypatch):
+    """Its batch norm takes in every pass of the task, in train mode, without a gradient; in eval mode nothing moves."""
+    torch.manual_seed(0)
+    model = models.build("pointnet", 10)
+    task = ssl_tasks.build(name, model, 48, data.direction("M_SC"))
+    view = task.views(clouds(4, 64), None, False, gen(1))
+    passes, encoder = [], model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda x: passes.append(encoder(x)[1].detach()) or encoder(x))
+    norm, mean = model.classifier[1], torch.zeros(512)
+    task(model, view, None, gen(2)).sum().backward()
+    for f in passes:
+        mean = 0.9 * mean + 0.1 * model.classifier[0](f).mean(0)
+    assert len(passes) == (2 if name == "gast" else 1) and torch.allclose(norm.running_mean, mean, atol=1e-5)
+    assert all(p.grad is None for p in model.classifier.parameters())
+    model.eval(), task.eval()
+    task(model, view, None, gen(2))
+    assert torch.allclose(norm.running_mean, mean, atol=1e-5)
 
 
 def test_mlsp_is_its_three_parts_by_hand():
@@ -254,11 +286,12 @@ def test_mlsp_is_its_three_parts_by_hand():
     torch.manual_seed(0)
     model = models.build("pointnet", 10).eval()
     task = ssl_tasks.build("mlsp", model, 60, data.direction("M_SC")).eval()
-    view = View(clouds(2, 60), radius=torch.tensor([0.3, 0.4]))
+    task.radius = 0.35
+    view = View(clouds(2, 60))
     deformed, hole, _ = ssl_tasks.deform(view.x, gen(2))
     with torch.no_grad():
         f = model.encoder(deformed)
-        truth, (target, count) = ssl_tasks.normals(view.x), ssl_tasks.cardinality(view.x, view.radius)
+        truth, (target, count) = ssl_tasks.normals(view.x), ssl_tasks.cardinality(view.x, 0.35)
         normal, p, got = task.normal(*f), task.count(*f).softmax(-1), task(model, view, None, gen(2))
         for b in range(2):
             total = weights = 0.0

@@ -268,16 +268,58 @@ def test_stage2_inherits_and_overrides(root, run, tmp_path):
 
 # ---------------------------------------------------------------- pseudo-labels and the GCN
 def test_adjacency_is_the_dense_formula():
-    """At most ten most correlated neighbours above .95, self included, D^-1/2 A D^-1/2."""
+    """At most ten most correlated neighbours above .95, self included; i sends to the j it chose; D is the in-degree."""
     g = torch.Generator().manual_seed(0)
     f = torch.randn(5, 64, generator=g).repeat_interleave(8, 0) + 0.1 * torch.randn(40, 64, generator=g)
     r = np.corrcoef(f.numpy())
     A = np.zeros((40, 40))
     for i in range(40):
         top = np.argsort(-r[i])[:10]
-        A[i, top[r[i, top] > 0.95]] = 1
+        A[top[r[i, top] > 0.95], i] = 1
     d = A.sum(1) ** -0.5
     assert A.sum() > 60 and np.allclose(stage2_pseudo.adjacency(f).to_dense(), d[:, None] * A * d, atol=1e-6)
+
+
+def test_messages_follow_pygs_rule_on_an_asymmetric_graph(monkeypatch):
+    """Edge by edge: for each pair (i, j), node j adds x_i / sqrt(d_i d_j), d counting what arrives; not the transpose."""
+    monkeypatch.setattr(stage2_pseudo, "NEIGHBOURS", 3)
+    g = torch.Generator().manual_seed(1)
+    f = torch.randn(1, 64, generator=g) + 0.25 * torch.randn(30, 64, generator=g)
+    f[:5] = f[:1] + 0.02 * torch.randn(5, 64, generator=g)  # a hub that others choose and that chooses itself
+    r = torch.from_numpy(np.corrcoef(f.numpy()))
+    pairs = [(i, int(j)) for i in range(30) for j in r[i].argsort(descending=True)[:3] if r[i, j] > 0.95]
+    degree = [sum(to == j for _, to in pairs) for j in range(30)]
+    x, out = torch.randn(30, 8, generator=g), torch.zeros(30, 8)
+    for i, j in pairs:
+        out[j] += x[i] / (degree[i] * degree[j]) ** 0.5
+    A = stage2_pseudo.adjacency(f).to_dense()
+    assert torch.allclose(A @ x, out, atol=1e-5) and ((A - A.T).norm() / A.norm()) > 0.1
+
+
+def test_filter_stream_masks_whom_the_scores_masked(root, run, tmp_path, monkeypatch):
+    """Off, the unlabelled stream is whole; on, a cloud stays out of L_ssl after its pseudo-label's score was masked."""
+    seen, step = [], stage2_pseudo.step
+
+    def spy(t, args, model, task, s, u, g, w_y, shift, lam_t, descend):
+        row, lam_s = step(t, args, model, task, s, u, g, w_y, shift, lam_t, descend)
+        seen.append((lam_t, lam_s))
+        return row, lam_s
+
+    monkeypatch.setattr(stage2_pseudo, "step", spy)
+    stage2(run, "--out", tmp_path / "off", "--steps", 20)
+    assert all(lam_t is None for lam_t, _ in seen)
+    seen.clear()
+    watched, out = [], tmp_path / "on"
+    views = stage2_pseudo.views
+    monkeypatch.setattr(stage2_pseudo, "views", lambda *a: watched.append(views(*a)[-2:]) or views(*a))
+    stage2(run, "--out", out, "--steps", 20, "--filter-stream")
+    masked = set()
+    for (who, i_u), (lam_t, lam_s) in zip(watched, seen):
+        assert lam_t.tolist() == [int(i) not in masked for i in i_u]
+        for i, kept in zip(who.tolist(), lam_s.tolist()):
+            if i >= 0:
+                (masked.discard if kept else masked.add)(i)
+    assert any(not lam_t.all() for lam_t, _ in seen)
 
 
 def test_confident_pseudo_labels_grow_class_by_class(root, run, monkeypatch):
@@ -303,8 +345,9 @@ def test_the_union_stream_labels_who_is_who(root, run):
     args = SimpleNamespace(batch_size=8, seed=0, device="cpu")
     n_pseudo = 0
     for t in range((len(src.train) + len(tgt.train)) // 4):
-        s, u, w, is_pseudo, _ = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
-        assert u.x.shape == (4, 32, 3) and u.y is None
+        s, u, _, w, who, i_u = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
+        is_pseudo = who >= 0
+        assert u.x.shape == (4, 32, 3) and u.y is None and len(i_u) == 4
         assert s.x.shape == (4, 32, 3) and (s.y[is_pseudo] == 7).all()
         assert torch.allclose(w, torch.where(is_pseudo, 0.2, 1.0)) and is_pseudo.sort().values.equal(is_pseudo)
         n_pseudo += int(is_pseudo.sum())

@@ -107,7 +107,7 @@ def test_heads_get_the_gradient_of_the_sum(mtl, ssl):
         args = stage1_ssl.settle(Namespace(**stage1_ssl.SETTINGS | here))
         g = torch.Generator().manual_seed(1)
         x = torch.randn(8, 40, 3, generator=g)
-        s, u = task.views(x[:4], torch.arange(4), "M", True, g), task.views(x[4:], None, "SC", False, g)
+        s, u = task.views(x[:4], torch.arange(4), True, g), task.views(x[4:], None, False, g)
         stage1_ssl.step(3, args, model, task, s, u, g, descend=stage1_ssl.joining(how))
         named = [*model.named_parameters(), *task.named_parameters()]
         grads[how] = {name: p.grad.clone() for name, p in named if p.grad is not None}

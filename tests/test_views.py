@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from scipy.interpolate import interpn
+from scipy.interpolate import RegularGridInterpolator
 from scipy.ndimage import uniform_filter1d
 from scipy.optimize import linprog
 
 import data
+from engine.geometry import distort, grid_nodes
 from datasets.files import normalise
 
 
@@ -114,24 +115,28 @@ def test_jitter_is_clipped_noise(g, sigma, clip):
         assert (moved.abs() == clip).float().mean() > 0.01
 
 
-def test_crop_keeps_a_half_space(x, g, monkeypatch):
-    """Exactly round(.7 N) distinct points can be drawn, and a plane parts them from all the others."""
-    monkeypatch.setattr(
-        torch, "randint", lambda high, size, **_: torch.arange(size[1]).expand(size) % high
-    )  # all of them
+def test_crop_keeps_a_half_space(x, g):
+    """Exactly round(.7 N) points, each once, and a plane parts them from all the others."""
     for n in (200, 64, 15, 2):
-        for whole, drawn in zip(x[:4, :n], data.half_space_crop(x[:4, :n], g)):
-            kept = (whole[:, None] == drawn).all(-1).any(1).numpy()
-            assert drawn.shape == (n, 3) and kept.sum() == round(0.7 * n)
+        for whole, kept_points in zip(x[:4, :n], data.half_space_crop(x[:4, :n], g)):
+            kept = (whole[:, None] == kept_points).all(-1).any(1).numpy()
+            assert kept_points.shape == (round(0.7 * n), 3) and kept.sum() == round(0.7 * n)
             side = np.where(kept, -1, 1)[:, None] * np.column_stack([whole.double().numpy(), np.ones(n)])
             plane = linprog(np.zeros(4), side, np.full(n, -1), bounds=(None, None))  # w p + b >= 1, or <= -1
             assert plane.status == 0
 
 
-def test_crop_draws_with_replacement_in_every_direction(x, g):
-    """Different clouds lose different sides, and what is drawn repeats."""
+@pytest.mark.parametrize("n, distinct", [(64, 64), (140, 140), (141, 130)])
+def test_a_cropped_view_has_distinct_points_where_there_are_enough(x, g, n, distinct):
+    """140 of 200 points survive the crop: up to so many are drawn once each, beyond that with replacement."""
+    view = data.strong_view(x, n, g, source=True, crop=True)
+    numbers = [len(cloud.unique(dim=0)) for cloud in view]
+    assert view.shape == (16, n, 3) and (set(numbers) == {n} if distinct == n else max(numbers) < distinct)
+
+
+def test_crop_cuts_in_every_direction(x, g):
+    """Different clouds lose different sides."""
     y = data.half_space_crop(x[:1].expand(400, -1, -1), g)
-    assert len(y[0].unique(dim=0)) < 140
     shift = torch.nn.functional.normalize(y.mean(1), dim=1)
     assert shift.mean(0).norm() < 0.15 and (shift @ shift.T).min() < -0.9
 
@@ -143,43 +148,43 @@ def test_elastic_leaves_a_share_of_clouds_alone(g):
     assert abs(same({}) - 0.05) < 0.02 and same({"p": 0.0}) == 1 and same({"p": 1.0}) == 0
 
 
-def box_filtered(noise):
-    """Two passes of a 3-box along each axis with zeros outside, by scipy, (3, n, n, n)."""
+def plain_distortion(points, noise, granularity):
+    """Self-dist's rule for one cloud (N, 3), by scipy: noise on its own grid, box filters, linear lookup."""
+    low = points.min(0)
+    nodes = ((points.max(0) - low) // granularity).astype(int) + 3
+    noise = noise[:, : nodes[0], : nodes[1], : nodes[2]]
     for axis in (1, 2, 3, 1, 2, 3):
         noise = uniform_filter1d(noise, 3, axis=axis, mode="constant")
-    return noise
+    axes = [np.linspace(l - granularity, l + granularity * (n - 2), n) for l, n in zip(low, nodes)]
+    look = RegularGridInterpolator(axes, noise.transpose(1, 2, 3, 0), bounds_error=False, fill_value=0)
+    return look(points)
 
 
-def test_elastic_equals_a_plain_form(g):
-    """One cloud against scipy: noise on [-1.5, 1.5]^3, box filters, linear lookup clamped at the border."""
-    points = torch.randn(2, 300, 3, generator=g).clamp(-2, 2).double()
-    state = g.get_state()
-    torch.set_default_dtype(torch.float64)
-    try:
-        got = data.elastic(points, g, p=1.0)
-        g.set_state(state)
-        torch.rand(2, 1, 1, generator=g)
-        want = points.numpy()
-        for cells, magnitude in ((16, 0.4), (5, 1.6)):
-            noise = torch.randn(2, 3, cells, cells, cells, generator=g).numpy()
-            axis = np.linspace(-1.5, 1.5, cells)
-            shift = [
-                [interpn((axis,) * 3, channel, q.clip(-1.5, 1.5)) for channel in box_filtered(grid)]
-                for grid, q in zip(noise, want)
-            ]
-            want = want + magnitude * np.stack(shift).swapaxes(1, 2)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    np.testing.assert_allclose(got.numpy(), want, atol=1e-9)
+@pytest.mark.parametrize("granularity", [0.2, 0.8])
+def test_distortion_is_scipys_on_each_clouds_own_grid(g, granularity):
+    """Clouds of different sizes in one batch, each against RegularGridInterpolator on the same noise."""
+    points = torch.randn(6, 300, 3, generator=g).double() * torch.tensor([0.1, 0.3, 0.5, 0.2, 0.4, 0.6])[:, None, None]
+    points = points * torch.tensor([1.0, 0.5, 2.0]) + 0.3
+    D = int(grid_nodes(points, granularity).max())
+    noise = torch.randn(6, 3, D, D, D, generator=g).double()
+    got = distort(points, noise, granularity)
+    want = [plain_distortion(p, n, granularity) for p, n in zip(points.numpy(), noise.numpy())]
+    np.testing.assert_allclose(got.numpy(), np.stack(want), atol=1e-6)  # the box is made in float32
+    got = distort(points.float(), noise.float(), granularity)
+    np.testing.assert_allclose(got.numpy(), np.stack(want), atol=1e-5)
 
 
-@pytest.mark.parametrize("cells", [5, 16])
-def test_twice_box_is_two_average_pools(g, cells):
-    """The smoothing matrix on each axis equals torch's own 3-box with zeros outside, two times."""
-    grid = torch.randn(2, 3, cells, cells, cells, generator=g)
-    pooled = torch.nn.functional.avg_pool3d(torch.nn.functional.avg_pool3d(grid, 3, 1, 1), 3, 1, 1)
-    box = data._twice_box(cells, grid)
-    assert torch.allclose(torch.einsum("bcxyz,xi,yj,zk->bcijk", grid, box, box, box), pooled, atol=1e-5)
+def test_elastic_is_two_distortions(g):
+    """Granularity .2 with magnitude .4, then .8 with 1.6 of what came out."""
+    points, state = torch.randn(2, 300, 3, generator=g) / 3, g.get_state()
+    got = data.elastic(points, g, p=1.0)
+    g.set_state(state)
+    torch.rand(2, 1, 1, generator=g)
+    want = points
+    for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
+        D = int(grid_nodes(want, granularity).max())
+        want = want + magnitude * distort(want, torch.randn(2, 3, D, D, D, generator=g), granularity)
+    assert torch.equal(got, want)
 
 
 def test_elastic_bends_each_cloud_in_its_own_way(g):
