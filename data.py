@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from datasets import files, pointda, pointsegda
 from datasets.files import normalise, turn_up
 from engine.base import UserError, generator
-from engine.geometry import distort, gather_points, grid_nodes
+from engine.geometry import distort, gather_points, grid_of
 
 SOURCES = (pointda, pointsegda)  # a further data set is one file in datasets/ and its entry here
 
@@ -205,9 +205,10 @@ def elastic(points, generator, p=0.95):
     """Elastic distortion by smoothed noise grids: granularity .2, magnitude .4, then .8 and 1.6; for a share p."""
     chosen = (torch.rand(len(points), 1, 1, generator=generator, device=points.device) < p).to(points.dtype)
     for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
-        D = int(grid_nodes(points, granularity).max())
+        grid = grid_of(points, granularity)
+        D = int(grid[1].max())
         noise = torch.randn(len(points), 3, D, D, D, generator=generator, device=points.device)
-        points = points + chosen * magnitude * distort(points, noise, granularity)
+        points = points + chosen * magnitude * distort(points, noise, granularity, grid)
     return points
 
 

@@ -129,7 +129,7 @@ def label_gaps(t, args, model, task, pseudo, tgt):
         if len(i) < 2:
             continue  # batch norm in train mode needs two
         g = generator(args.device, args.seed, "analysis gaps", t, b)
-        view, true = task.views(tgt.train[i], pseudo.label[i], tgt.key, True, g), tgt.train_labels[i]
+        view, true = task.views(tgt.train[i], pseudo.label[i], True, g), tgt.train_labels[i]
         columns = {"cloud": i, "wrong": (view.y != true).int()}
         for mode in ("train", "eval"):  # the same dropout for both labels
             sk = [skewness_of(model, view.x, y, args, mode, "analysis dropout", t, b) for y in (view.y, true)]
@@ -210,7 +210,7 @@ def look_at_samples(t, args, model, task, src, tgt):
             continue  # batch norm in train mode needs two
         words = args.seed, "analysis sample", b
         g = generator(args.device, *words)
-        view = task.views(src.train[i], src.train_labels[i], src.key, True, g)
+        view = task.views(src.train[i], src.train_labels[i], True, g)
         scores = predictors(args, model, view, b)
         cosines = own_cosines(model, task, view, G_oracle, *words)
         for k, (cloud, cos) in enumerate(zip(i.tolist(), cosines)):

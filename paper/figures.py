@@ -242,7 +242,7 @@ def compare_modes(model, task, src, args):
     for b in range(BATCHES):
         i = data.stream(len(src.train), args.batch_size // 2, b, args.seed, "analysis").to(args.device)
         draws = (generator(args.device, args.seed, "analysis", b, v) for v in (0, 1))
-        view, other = (task.views(src.train[i], src.train_labels[i], src.key, True, g) for g in draws)
+        view, other = (task.views(src.train[i], src.train_labels[i], True, g) for g in draws)
         looks = (view, "train", 0), (view, "eval", 0), (view, "train", 1), (other, "train", 0), (other, "eval", 0)
         train, calm, again, train_other, calm_other = (
             conflict.skewness_of(model, v.x, v.y, args, mode, "analysis dropout", k) for v, mode, k in looks

@@ -8,7 +8,7 @@ from scipy.ndimage import uniform_filter1d
 from scipy.optimize import linprog
 
 import data
-from engine.geometry import distort, grid_nodes
+from engine.geometry import distort, grid_of
 from datasets.files import normalise
 
 
@@ -165,12 +165,12 @@ def test_distortion_is_scipys_on_each_clouds_own_grid(g, granularity):
     """Clouds of different sizes in one batch, each against RegularGridInterpolator on the same noise."""
     points = torch.randn(6, 300, 3, generator=g).double() * torch.tensor([0.1, 0.3, 0.5, 0.2, 0.4, 0.6])[:, None, None]
     points = points * torch.tensor([1.0, 0.5, 2.0]) + 0.3
-    D = int(grid_nodes(points, granularity).max())
+    D = int(grid_of(points, granularity)[1].max())
     noise = torch.randn(6, 3, D, D, D, generator=g).double()
-    got = distort(points, noise, granularity)
+    got = distort(points, noise, granularity, grid_of(points, granularity))
     want = [plain_distortion(p, n, granularity) for p, n in zip(points.numpy(), noise.numpy())]
     np.testing.assert_allclose(got.numpy(), np.stack(want), atol=1e-6)  # the box is made in float32
-    got = distort(points.float(), noise.float(), granularity)
+    got = distort(points.float(), noise.float(), granularity, grid_of(points.float(), granularity))
     np.testing.assert_allclose(got.numpy(), np.stack(want), atol=1e-5)
 
 
@@ -182,8 +182,10 @@ def test_elastic_is_two_distortions(g):
     torch.rand(2, 1, 1, generator=g)
     want = points
     for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
-        D = int(grid_nodes(want, granularity).max())
-        want = want + magnitude * distort(want, torch.randn(2, 3, D, D, D, generator=g), granularity)
+        D = int(grid_of(want, granularity)[1].max())
+        want = want + magnitude * distort(
+            want, torch.randn(2, 3, D, D, D, generator=g), granularity, grid_of(want, granularity)
+        )
     assert torch.equal(got, want)
 
 
