@@ -1,6 +1,7 @@
 """Does every task learn, on both backbones, alone and under SM-DSB? A short run of each, and what must hold of it.
 
-    python extras/learns.py --data data      # 4 tasks x 2 backbones x {all, low}, 30 steps each
+    python extras/learns.py --data data                    # 4 tasks x 2 backbones x {all, low}, 30 steps each
+    python extras/learns.py --data data --task seg_F_M     # bodies: DefRec, DefRec+PCM, MLSP
 
 A run passes when the classification loss is lower in its last third than in its first, every SSL loss and every
 gradient is finite, and each step kept as many samples as it was asked to. No accuracy is measured here.
@@ -19,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import engine  # noqa: F401, I001 - first: how torch's threads wait
 import torch
 
+import data
 import stage1_ssl
 from engine.base import cli, provenance, write_atomically
 from engine.flags import Parser, number
 from engine.run import Run
 
 TASKS, BACKBONES, SELECTS = ("selfdist", "defrec", "gast", "mlsp"), ("pointnet", "dgcnn"), ("all", "low")
+BODIES = ("defrec", "defrec+pcm", "mlsp"), ("dgcnn-seg",), SELECTS  # the same for PointSegDA
 HEAD = ["task", "backbone", "select", "L_c, first third", "last third", "L_ssl, first", "last", "kept", "gradients", ""]
 
 
@@ -79,11 +82,14 @@ def main():
     parser.add_argument("--batch-size", type=number(int, 4, even=True), default=128)
     parser.add_argument("--steps", type=number(int, 3), default=30)
     parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--up", choices=("z", "y"), default="z", help="of bodies, as in stage1_ssl.py")
+    parser.add_argument("--unit-sphere", action="store_true", help="likewise")
     parser.add_argument("--out", type=Path, default=Path("results/small/learns"))
     args = parser.parse_args()
     lines, passed = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)], []
-    shared = {key: getattr(args, key) for key in ("data", "task", "points", "batch_size", "steps", "seed")}
-    for ssl, backbone, select in itertools.product(TASKS, BACKBONES, SELECTS):
+    shared = {key: value for key, value in vars(args).items() if key != "out"}
+    cells = BODIES if data.direction(args.task).per_point else (TASKS, BACKBONES, SELECTS)
+    for ssl, backbone, select in itertools.product(*cells):
         rows, finite, name = short_run({**shared, "ssl": ssl, "backbone": backbone, "select": select})
         found = verdict(rows, finite, asked_for(select, stage1_ssl.SETTINGS["beta"], args.batch_size // 2))
         passed.append(found["ok"])
