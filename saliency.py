@@ -77,7 +77,8 @@ def measure(model, points, labels=None, *, loss=None, alpha=1.0, mode="train", s
     if loss is not None:
         (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=True)
         return SCORES[score](saliency_map(points, grad, alpha), loss.detach(), generator)
-    x = points.detach().float().requires_grad_()
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)  # float32, unless the model has another
+    x = points.detach().to(dtype).requires_grad_()
     modes = [(module, module.training) for module in model.modules()]
     buffers = {name: b.clone() for name, b in model.named_buffers()}  # batch norm updates the copies, not the model
     rng = torch.random.fork_rng([x.device] if x.is_cuda else [])

@@ -232,6 +232,19 @@ def test_scores_ignore_the_order_of_points(name):
     assert got.shape == (6,) and torch.allclose(SCORES[name](7 * s[:, torch.randperm(50)], loss, g), got)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_measure_takes_the_models_own_precision(dtype):
+    """A model in another precision than the clouds is measured; double and single agree."""
+    torch.manual_seed(0)
+    model = models.build("pointnet", 10).eval()
+    x, y = rand(3, 64, 3), torch.arange(3)
+    expected = measure(model, x.float(), y, mode="eval")
+    got = measure(model.to(dtype), x, y, mode="eval")
+    assert got.shape == (3,) and got.isfinite().all()
+    if dtype != torch.bfloat16:
+        assert torch.allclose(got.float(), expected, atol=1e-3)
+
+
 def test_what_would_give_a_wrong_score_silently_is_refused():
     """Channels first, an unknown mode, and eval mode asked of a pass that is already made."""
     model, x = models.build("pointnet", 10), torch.randn(3, 16, 3)
