@@ -73,7 +73,7 @@ class Task(nn.Module):
     def encode(self, model, points):
         """The encoder's features of a pass of the task's own; as in the bases' code the classifier sees it, too."""
         features = model.encoder(points)
-        if self.training and features[1].requires_grad and not self.per_point:
+        if self.training and not self.per_point:
             with torch.no_grad():
                 model.predict(features)  # moves the running statistics of its batch norm, nothing else
         return features
