@@ -186,7 +186,7 @@ def test_the_stage_2_that_is_watched_has_the_same_bits(tmp_path):
     """The hook of stage 2 changes nothing; true labels as pseudo-labels leave no gap, others do."""
     args = settings(ssl="defrec", select="low", steps=3)
     start = plain_run(tmp_path, args)
-    two = SimpleNamespace(**vars(args) | {"perturb": [0.1, 0.05], "gcn_iters": 2, "scratch": False, "samples": 10})
+    two = SimpleNamespace(**vars(args) | stage2_pseudo.SETTINGS | {"gcn_iters": 2, "samples": 10})
     rows, known = [], data.load_domain("shapes", "SC")
     look = lambda t, model, task, pseudo: rows.extend(conflict.label_gaps(t, two, model, task, pseudo, known))
     for name, observe in (("a", None), ("b", look)):
