@@ -88,17 +88,18 @@ run: | $(VENV)
 	$(if $(ONE_STAGE),,$(PY) stage2_pseudo.py --init "$$run/stage1.pt" $(ARGS2);) \
 	$(PY) eval.py --run "$$run"
 
-# run-TASK-SSL-SELECT-SEED: one cell of a table, so that `make -j2` runs cells side by side
+# run-TASK-SSL-SELECT-SEED[-BETA]: one cell of a table, so that `make -j2` runs cells side by side
 part = $(word $(1),$(subst -, ,$*))
 run-%:
-	$(SUB) run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4)
+	$(SUB) run TASK=$(call part,1) SSL=$(call part,2) SELECT=$(call part,3) SEED=$(call part,4) BETA=$(or $(call part,5),$(BETA))
 
 # ---------------------------------------------------------------- tables: cells that are finished are not run again
-CELLS = $(COMMON) $(addprefix --methods ,$(METHODS)) $(addprefix --tasks ,$(TASKS)) --seeds $(SEEDS) --stages $(STAGES) --stage2="$(ARGS2)"
+STAGES_GIVEN = $(if $(filter file,$(origin STAGES)),,$(STAGES))
+CELLS = $(COMMON) $(addprefix --methods ,$(METHODS)) $(addprefix --tasks ,$(TASKS)) --seeds $(SEEDS) $(addprefix --stages ,$(STAGES_GIVEN)) --stage2="$(ARGS2)"
 table1 table2 study: | $(VENV)
 	$(SUB) cells TABLE=$@
 table3: | $(VENV)
-	$(SUB) cells TABLE=$@ BACKBONE=pointnet STEPS=$(or $(STEPS),20000) BETA=$(or $(BETA),0.8)
+	$(SUB) cells TABLE=$@ BACKBONE=pointnet STEPS=$(or $(STEPS),20000) STAGES=$(or $(STAGES_GIVEN),1)
 cells:
 	+@cells="$$($(PY) -m paper cells $(TABLE) $(CELLS))" && { [ -z "$$cells" ] || $(MAKE) --no-print-directory $$cells; }
 	@$(PY) -m paper $(TABLE) $(CELLS) $(addprefix --out ,$(OUT))

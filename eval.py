@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import data
+import stage1_ssl
+import stage2_pseudo
 from engine.base import UserError, cli, read_json, write_atomically
 from engine.flags import Parser
 from engine.metrics import accuracies, confusion, mean_iou, quality
@@ -22,8 +24,8 @@ from engine.picture import draw_confusion, draw_parts, save_figure
 
 COLUMNS = ("last", "source_val", "oracle")
 SETTING = ("task", "backbone", "ssl", "select", "score", "beta", "alpha", "measure", "steps", "points")
-# runs alike in all of these are pooled over seeds
-FLAGS = (*SETTING, "mtl", "batch_size", "perturb", "gcn_iters", "scratch", "up", "unit_sphere")
+PLACES = ("seed", "data", "out", "device")  # runs alike in every other flag are one setting, pooled over seeds
+FLAGS = tuple(key for key in stage1_ssl.SETTINGS | stage2_pseudo.SETTINGS if key not in PLACES)
 HEAD = ("setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "steps")
 
 
@@ -133,11 +135,17 @@ def name_of(flags):
     kept = flags["select"] if flags["select"] in ("all", "freeze") else f"{flags['select']} {flags['beta']:g}"
     parts = [flags["task"], flags["backbone"], flags["ssl"]] + ([kept] if flags["ssl"] != "none" else [])
     parts += [f"by {flags['score']}"] if scored and flags["score"] != "skewness" else []
-    parts += ["measured in eval mode"] if flags["measure"] == "eval" else []
+    parts += (
+        [f"measured in {flags['measure']} mode"] if flags["measure"] not in (None, "train" if scored else None) else []
+    )
     parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
     parts += [flags["mtl"]] if flags["mtl"] != "sum" else []
     parts += ["scratch"] if flags["scratch"] else []
-    parts += ["no GCN"] if flags["gcn_iters"] == 0 and not way.per_point else []  # segmentation has none
+    paper = stage2_pseudo.SETTINGS
+    parts += [f"perturbed by {flags['perturb']}"] if flags["perturb"] not in (None, paper["perturb"]) else []
+    if flags["gcn_iters"] not in (None, paper["gcn_iters"]) and not way.per_point:  # segmentation has none
+        parts.append(f"GCN of {flags['gcn_iters']}" if flags["gcn_iters"] else "no GCN")
+    parts += ["unlabelled stream filtered"] if flags["filter_stream"] else []
     frame = [text for text, given in (("y up", flags["up"] == "y"), ("unit sphere", flags["unit_sphere"])) if given]
     parts += [f"({', '.join(frame)})"] if frame else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if way.oracle else []))

@@ -16,7 +16,8 @@ from engine.base import UserError, csv_text, write_atomically
 from engine.flags import Parser, add_flags, number
 from eval import read_result
 from paper import command, flag
-from paper.tables import TABLES, final, paper_table, write_tables
+from paper.published import TABLES, final, paper_table
+from paper.tables import write_tables
 
 OWN = ("task", "ssl", "select", "mtl", "seed")  # what differs from cell to cell
 
@@ -35,7 +36,7 @@ def sharing(parser):
     parser.add_argument("--methods", nargs="+", action="extend", help="SSL-SELECT, as defrec+pcm-all+pcgrad, or oracle")
     parser.add_argument("--tasks", nargs="+", action="extend", help="directions")
     parser.add_argument("--seeds", type=number(int, 0, 2**32 - 1), nargs="+", action="extend", help="default: 0 1 2")
-    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="1: without stage 2")
+    parser.add_argument("--stages", type=int, choices=(1, 2), help="1: without stage 2; the table's unless given")
     parser.add_argument("--stage2", default="", metavar="FLAGS", help="flags of stage 2, as one text")
     add_flags(parser, *stage1_ssl.CHOICES)
 
@@ -75,13 +76,14 @@ def cells_of(which, args, methods):
                 own = next(name for name, w in data.directions().items() if w.source == w.target == way.target)
             for seed in args.seeds or (0, 1, 2):
                 one = {**shared, "task": own, "ssl": ssl, "select": select, "seed": seed}
+                one["beta"] = args.beta if args.beta is not None else which.betas.get(ssl, shared["beta"])
                 one = stage1_ssl.settle(argparse.Namespace(**one))
                 one.mtl = mtl  # after settle: a folder's name needs no library
                 if which.backbone not in (None, one.backbone):
                     raise UserError(f"--backbone {one.backbone}: {which.title} is {which.backbone}; drop the flag")
                 words = ssl, select + (f"+{mtl}" if mtl != "sum" else ""), seed
-                stage = 1 if ssl == "none" else args.stages
-                name = "-".join(map(str, ("run", own, *words)))
+                stage = 1 if ssl == "none" else args.stages or which.stages
+                name = "-".join(map(str, ("run", own, *words, one.beta)))
                 found.append(Cell(name, stage1_ssl.folder_of(one, args.stage2), stage))
     return list(dict.fromkeys(found))
 

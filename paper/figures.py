@@ -19,7 +19,7 @@ from engine.base import UserError, csv_text, generator, provenance, write_atomic
 from engine.flags import add_flags, number
 from engine.run import Run, load_checkpoint
 from paper import command, conflict, draw, evidence, flag
-from paper.tables import reported
+from paper.published import reported
 from saliency import select
 
 BETAS = (0.3, 0.5, 0.7, 0.9, 1.0)  # Fig. 4, 9

@@ -16,11 +16,11 @@ from engine.base import UserError, read_json
 from engine.flags import number
 from engine.picture import three_levels
 from engine.run import load_checkpoint
-from eval import last_stage, name_of, read_result
+from eval import FLAGS, last_stage, name_of, read_result
 from models import model_of
 from paper import command, draw, evidence, flag
 from paper.conflict import frozen, maps
-from paper.tables import reported
+from paper.published import reported
 from saliency import skewness
 from stage2_pseudo import describe
 
@@ -79,8 +79,11 @@ def mean_curves(results):
 def fig8(args):
     """Fig. 8 and 10: target accuracy against alpha and beta, and source-validation curves."""
     results = results_of(args.runs)
-    if len({(r["steps"], r["points"], r["ssl"], r["backbone"], len(r["stage1"]["curve"])) for r in results}) > 1:
-        raise UserError("the runs differ in more than alpha, beta and seed; give runs of one setting")
+    fixed = [key for key in FLAGS if key not in ("beta", "alpha")]
+    if len({str([last_stage(r)["flags"][key] for key in fixed]) for r in results}) > 1 or results[0]["select"] != "low":
+        raise UserError(
+            "the runs differ in more than alpha, beta and seed, or are not of low; give runs of one setting"
+        )
     rows = [
         {key: r[key] for key in ("beta", "alpha", "seed")}
         | {column: last_stage(r)[column]["acc"] for column in ("source_val", "last", "oracle")}
@@ -184,8 +187,11 @@ def neighbour_agreement(f, y):
 def fig11(args):
     """Fig. 11: t-SNE of the target test set's features of two checkpoints."""
     TSNE, rows, flat, names, found = tsne(), [], [], [], {}
-    for path in args.ckpt:
-        checkpoint = load_checkpoint(path)
+    checkpoints = {path: load_checkpoint(path) for path in args.ckpt}
+    configs = [checkpoint["config"] for checkpoint in checkpoints.values()]
+    if len({(data.direction(c["args"]["task"]).target, c["data"]["fingerprint"]) for c in configs}) > 1:
+        raise UserError("--ckpt: checkpoints of different targets or data; give those of one target on the same data")
+    for path, checkpoint in checkpoints.items():
         _, tgt, config, name = domains_of(checkpoint, args.data)
         f, _ = describe(model_of(checkpoint), data.evaluation_subset(tgt.test, config.points))
         xy = TSNE(perplexity=min(30, (len(f) - 1) / 3), random_state=args.seed, init="pca").fit_transform(f.numpy())

@@ -1,28 +1,24 @@
-"""Runs side by side, and the paper's Tables I, II and III with the paper's numbers beside ours.
+"""Runs side by side.
 
     python -m paper table runs/a runs/b              # -> results/table.md, .csv and .png; all of runs/ without a folder
 
-Rows are settings, their seeds pooled; the columns are those of eval.py. A method of Tables I to III has four lines: the
-paper's number, and ours at the last step, at the step best on source validation (the headline), and at the best of the
-target test set (a leak). cells.py finds their runs.
+Rows are settings, their seeds pooled; the columns are those of eval.py. Differences are paired by seed, their errors
+clustered by seed, and runs that were not trained are left out of them.
 """
 
-import csv
 import textwrap
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+from scipy import stats
 
 import data
-from datasets import pointda, pointsegda
 from engine.base import UserError, csv_text, write_atomically
 from engine.picture import save_figure
-from eval import COLUMNS, FLAGS, HEAD, markdown, metrics_of, name_of, read_result, records, row, spread
+from eval import FLAGS, HEAD, markdown, metrics_of, name_of, read_result, records, row
 from paper import command, flag
 
+GATE = 0.8  # source accuracy at the end, below which a run says nothing about the method
 # what a selection depends on: `all` on nothing, `random` on no score
 KNOBS = {"low": ("beta", "score", "alpha", "measure"), "random": ("beta",), "all": ()}
 KNOBS["high"] = KNOBS["low"]
@@ -56,19 +52,40 @@ def flat(results):
 
 
 def pooled(rows):
-    """Records alike in all but the seed, list by list, in the order of their first."""
+    """Records alike in every flag but the seed, list by list, in the order of their first. UserError: a seed twice."""
     groups = {}
     for record in rows:
         groups.setdefault(str([record[key] for key in ("fingerprint", "stage", *FLAGS)]), []).append(record)
+    for group in groups.values():
+        one_a_seed(group)
     return list(groups.values())
+
+
+def one_a_seed(group):
+    """UserError when a seed would be counted twice in one cell."""
+    seeds = [record["seed"] for record in group]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{name_of(group[0])}: two runs of one setting and seed; give each of them once")
+
+
+def trained(record):
+    """Whether a record's source accuracy at its end passes the GATE; segmentation has none."""
+    return data.direction(record["task"]).per_point or record["last_source"] >= GATE
 
 
 def side_by_side(results):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
     rows = flat(results)
-    lines = markdown(HEAD, map(row, sorted(pooled(rows), key=lambda alike: alike[0]["stage"])))
+    several = [key for key in ("points", "batch_size", "eval_every") if len({r[key] for r in rows}) > 1]
+    lines = []
+    for alike in sorted(pooled(rows), key=lambda alike: alike[0]["stage"]):
+        cells = row(alike)
+        cells[0] += "".join(f", {key} {alike[0][key]}" for key in several)
+        below = [r["seed"] for r in alike if not trained(r)]
+        cells[0] += f" **not trained** (seed {' '.join(map(str, below))})" if below else ""
+        lines.append(cells)
     metric = "mean IoU" if results[0]["per_point"] else "accuracy, overall / mean class,"
-    return "\n".join([*lines, "", *differences(rows), footer(results, metric)])
+    return "\n".join([*markdown(HEAD, lines), "", *differences(rows), footer(results, metric)])
 
 
 def pairs(rows, ours, other):
@@ -86,35 +103,54 @@ def pairs(rows, ours, other):
     return found
 
 
-def gap(a, b):
-    """By how many points a is better than b at its source-validation step."""
+def gap(a, b, column):
+    """By how many points a is better than b in a column of eval.py."""
     main = metrics_of(data.direction(a["task"]).per_point)[0]
-    return 100 * (a[f"source_val_{main}"] - b[f"source_val_{main}"])
+    return 100 * (a[f"{column}_{main}"] - b[f"{column}_{main}"])
 
 
 def differences(rows):
-    """Does `low` beat the controls? Its score minus theirs, paired by seed: lines of markdown, none without a pair."""
-    own = [r for r in rows if r["mtl"] == "sum" and not data.direction(r["task"]).oracle]
+    """Does `low` beat the controls? Its score minus theirs, paired by seed, trained runs alone: lines of markdown."""
+    own = [r for r in rows if r["mtl"] == "sum" and not data.direction(r["task"]).oracle and trained(r)]
     found = {other: pairs(own, "low", other) for other in ("all", "random", "high")}
     lines = []
-    for group in pooled([r for r in own if r["select"] == "low"]):
-        texts = [signed([gap(a, b) for a, b in each if a in group]) for each in found.values()]
-        lines += [[f"{name_of(group[0])}, stage {group[0]['stage']}", *texts]] if any(texts) else []
-    for n in (1, 2):  # a run's two stages are not independent
-        texts = [mean_error([gap(a, b) for a, b in each if a["stage"] == n]) for each in found.values()]
-        lines += [[f"all of stage {n}, ± standard error (pairs)", *texts]] if any(texts) else []
-    return [*markdown(("low minus, points, ± std over seeds", *found), lines), ""] if lines else []
+    for column in ("last", "source_val"):
+        of = lambda each, keep: [(a["seed"], gap(a, b, column)) for a, b in each if keep(a)]
+        for group in pooled([r for r in own if r["select"] == "low"]):
+            texts = [by_seed(of(each, lambda a: a in group)) for each in found.values()]
+            name = f"{name_of(group[0])}, stage {group[0]['stage']}, {column}"
+            lines += [[name, *texts]] if any(texts) else []
+        for n in (1, 2):  # a run's two stages are not independent
+            texts = [by_seed(of(each, lambda a: a["stage"] == n)) for each in found.values()]
+            lines += [[f"all of stage {n}, {column}", *texts]] if any(texts) else []
+    head = ("low minus, points ± standard error over seeds", *found)
+    return (
+        [*markdown(head, lines), "", f"Runs below the gate ({GATE:.0%} source accuracy) are left out.", ""]
+        if lines
+        else []
+    )
 
 
-def signed(gaps):
-    """Mean and sample standard deviation of differences, with a sign."""
-    return f"{np.mean(gaps):+.1f}" + (f" ± {np.std(gaps, ddof=1):.1f}" if len(gaps) > 1 else "") if gaps else ""
+def by_seed(gaps):
+    """(seed, difference) pairs as text: the mean, its standard error clustered by seed, and what could have been seen.
 
-
-def mean_error(gaps):
-    """Mean of differences with its standard error; "" below two."""
-    error = np.std(gaps, ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else None
-    return "" if error is None else f"{np.mean(gaps):+.1f} ± {error:.1f} ({len(gaps)})"
+    Pairs of one seed share initial weights, order and test clouds, so they are averaged first; n is of seeds. A mean
+    inside the 95 % interval of zero is called too small to see, with the smallest effect that n seeds would have shown
+    four times in five: (t(.975) + t(.8)) standard errors with n - 1 degrees of freedom.
+    """
+    if not gaps:
+        return ""
+    seeds = sorted({seed for seed, _ in gaps})
+    means = np.array([np.mean([value for s, value in gaps if s == seed]) for seed in seeds])
+    n, mean = len(seeds), means.mean()
+    if n == 1:
+        return f"{mean:+.1f} (1 seed, {len(gaps)} pairs: says nothing)"
+    error = means.std(ddof=1) / n**0.5
+    text = f"{mean:+.1f} ± {error:.1f} ({n} seeds, {len(gaps)} pairs)"
+    if abs(mean) > stats.t.ppf(0.975, n - 1) * error:
+        return text
+    visible = (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * error
+    return f"{text}: not seen, smallest visible {visible:.1f}"
 
 
 def footer(results, metric):
@@ -157,170 +193,3 @@ def draw_curves(path, results):
     axes.set_title(f"{names}\n{n}", fontsize=8)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     save_figure(figure, path)
-
-
-# ---------------------------------------------------------------- what the paper prints
-def reported():
-    """The paper's numbers: (method, backbone, direction) -> text, in the paper's order."""
-    with open(Path(__file__).with_name("reported.csv")) as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {(r["method"], r["backbone"], r["direction"]): r["value"] for r in rows}
-
-
-def method_of(flags):
-    """The paper's name of a setting, or None: the controls and comparators have no row in it."""
-    way, ssl = data.direction(flags["task"]), flags["ssl"]
-    names = {"none": "No Adaptation", "selfdist": "Self-dist GCN", "gast": "GAST", "mlsp": "MLSP"}
-    names |= {"defrec": "DefRec"} if way.per_point else {"defrec+pcm": "DefRec+PCM"}
-    base = flags["select"] == "all" or ssl == "none"
-    if way.oracle:
-        return "Oracle" if ssl == "none" else None
-    if flags["mtl"] != "sum" or not (base or flags["select"] == "low"):
-        return None
-    if ssl not in names or (ssl == "selfdist" and flags["gcn_iters"] == 0):
-        return None
-    beta = 0.8 if flags["backbone"] == "pointnet" else 0.7  # Table III, Table I
-    if base:
-        return names[ssl]
-    given = flags["beta"], flags["alpha"], flags["score"]
-    return f"{names[ssl]} + SM-DSB" if given == (beta, 1, "skewness") else None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Which runs a table consists of: a method is SSL-SELECT, or `oracle`; settings are its own defaults of stage 1.
-
-    backbone and note: of a table of the paper.
-    """
-
-    title: str
-    dataset: ModuleType
-    methods: tuple
-    settings: dict
-    backbone: str | None = None
-    note: str = ""
-
-    @property
-    def directions(self):
-        """Names of its columns."""
-        ways = data.directions().values()
-        return tuple(way.name for way in ways if way.dataset is self.dataset and not way.oracle)
-
-
-both = lambda *names: tuple(f"{name}-{select}" for name in names for select in ("all", "low"))
-TABLES = {
-    "table1": Table(
-        "Table I",
-        pointda,
-        ("none-all", "defrec+pcm-all", "mlsp-all", *both("gast", "selfdist")),
-        {},
-        "dgcnn",
-        "Table I's caption says that checkpoints were selected on the test set, so that its numbers may belong beside "
-        "*oracle*.",
-    ),
-    "table2": Table(
-        "Table II",
-        pointsegda,
-        ("oracle", "none-all", *both("defrec", "mlsp")),
-        {},
-        "dgcnn-seg",
-        "The paper prints 58.1 and 67.2 as the averages of DefRec and of DefRec + SM-DSB; the rows average 57.1 and "
-        "58.2, as here. DefRec's author says that the column labels of its own Table 4 were permuted (DefRec_and_PCM, "
-        "issue 9); whether Table II inherits that is unknown.",
-    ),
-    "table3": Table(
-        "Table III",
-        pointda,
-        (
-            "none-all",
-            *both("defrec+pcm", "gast", "mlsp", "selfdist"),
-            *(f"defrec+pcm-{select}" for select in ("random", "all+pcgrad", "all+cagrad", "all+cgdm")),
-        ),
-        {"backbone": "pointnet", "steps": 20_000, "beta": 0.8},
-        "pointnet",
-        "Of its Table III the paper's text quotes two numbers, which are the only ones given here.",
-    ),
-    "study": Table("study", pointda, ("none-all", *both("selfdist"), "selfdist-random"), {}),
-}
-
-
-# ---------------------------------------------------------------- Tables I, II, III
-LINES = {"last": "last", "source_val": "**source val**", "oracle": "oracle (a leak)"}
-
-
-def final(result):
-    """The record of the stage that counts: the last that was run, for no adaptation the first."""
-    found = records(result)
-    return found[0] if result["ssl"] == "none" else found[-1]
-
-
-def columns_of(record, directions):
-    """The columns that a run belongs to: its own; an oracle, every one with its target."""
-    way = data.direction(record["task"])
-    if not way.oracle:
-        return [record["task"]]
-    return [name for name in directions if data.direction(name).target == way.target]
-
-
-def row_name(record):
-    """The paper's name of a setting, or ours without the direction."""
-    stage = "" if record["ssl"] == "none" else f", stage {record['stage']}"
-    return (method_of(record) or name_of(record).removeprefix(f"{record['task']} {record['backbone']} ")) + stage
-
-
-def rows_of(finals, which):
-    """Name -> {line: {direction: text}}: the paper's methods in its order, then what else was run."""
-    directions, main = which.directions, metrics_of(which.dataset.PER_POINT)[0]
-    paper = {key: value for key, value in reported().items() if key[1] == which.backbone and key[2] in directions}
-    found = defaultdict(lambda: defaultdict(list))
-    for record in finals:
-        for name in columns_of(record, directions):
-            found[row_name(record)][name].append(record)
-    rows = {}
-    for method in dict.fromkeys(key[0] for key in paper):
-        names = [name for name in found if name.partition(", stage")[0] == method] or [method]
-        for name in names:
-            rows[name] = {"paper": {d: paper.get((method, which.backbone, d), "") for d in directions}}
-    for name, cells in found.items():
-        lines = rows.setdefault(name, {})
-        for column in COLUMNS:
-            text = {d: f"{spread([r[f'{column}_{main}'] for r in own])} ({len(own)})" for d, own in cells.items()}
-            lines[LINES[column]] = text
-    return rows
-
-
-def average(cells, directions):
-    """Mean of a line over the directions, where none is missing."""
-    values = [float(cells[d].split()[0]) for d in directions if cells.get(d)]
-    return f"{sum(values) / len(values):.1f}" if len(values) == len(directions) else ""
-
-
-def paper_table(which, results):
-    """Markdown of a Table of the paper; UserError when runs of different data or settings would meet in a cell."""
-    title, directions, finals = which.title, which.directions, [final(result) for result in results]
-    alike = {tuple(r[key] for key in ("data", "points", "batch_size", "up", "unit_sphere")) for r in finals}
-    trained = [data.direction(r["task"]).source for r in finals]
-    steps = {(source, r["steps"]) for source, r in zip(trained, finals)}  # epochs of what is trained on
-    if len(alike) > 1 or len(steps) > len(set(trained)):
-        raise UserError(f"{title}: the runs differ in data, steps, points or batch size; give those of one setting")
-    n = {name: str(r["n_test"]) for r in finals for name in columns_of(r, directions)}
-    metric = "mean IoU" if which.dataset.PER_POINT else "accuracy"
-    names = [d.removeprefix(which.dataset.PREFIX).replace("_", "→").replace("SC", "S*") for d in directions]
-    rows = [["", "n, test clouds", *(n.get(d, "") for d in directions), ""]]
-    for name, parts in rows_of(finals, which).items():
-        for i, (line, cells) in enumerate(parts.items()):
-            texts = [cells.get(d, "") for d in directions]
-            rows.append([name if i == 0 else "", line, *texts, average(cells, directions)])
-    lines = [f"# {title}: target test {metric}, percent", "", *markdown(("method", "", *names, "mean"), rows), ""]
-    lines.append(f"Mean ± std over seeds (how many). {which.note} A cell that was not run is empty.")
-    if results:
-        lines.append(footer(results, metric) + orientation(which, results))
-    return "\n".join(lines)
-
-
-def orientation(which, results):
-    """A last line where the clouds are not the paper's."""
-    name = which.dataset.NAME
-    where = f"These clouds are not known to be {name}" if which.dataset.PER_POINT else f"Not {name}"
-    known = {r["data"]["name"] for r in results} == {name}
-    return "" if known else f"{where}: the paper's numbers are there for orientation only.\n"

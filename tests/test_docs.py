@@ -50,7 +50,13 @@ def test_make_knows_every_command_of_the_pages(line):
     argv = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"\w+=", word)]
     at = argv.index("make")
     options = [*argv[:at], *argv[at + 1 :]]
-    make = ["make", "-n", f"PY={sys.executable}", *options, *([] if any(o.startswith("DATA") for o in options) else ["DATA=shapes"])]
+    make = [
+        "make",
+        "-n",
+        f"PY={sys.executable}",
+        *options,
+        *([] if any(o.startswith("DATA") for o in options) else ["DATA=shapes"]),
+    ]
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and "No rule" not in done.stderr, done.stderr
 
@@ -58,5 +64,7 @@ def test_make_knows_every_command_of_the_pages(line):
 def test_make_help_names_every_target():
     """What a person may type is in `make help`."""
     text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in "demo demo_seg M_S seg_F_A S_S data table table1 study figures lesson trains bench test clean".split():
+    for (
+        target
+    ) in "demo demo_seg M_S seg_F_A S_S data table table1 study figures lesson trains bench test clean".split():
         assert f"make {target}" in text or f" {target} " in text, target

@@ -143,7 +143,9 @@ def test_pcm_on_bodies_runs_both_stages(bodies, tmp_path):
     """Table II's row is DefRec+PCM: it trains, is measured on the clean bodies, and differs from DefRec."""
     runs = [both_stages(bodies, tmp_path / ssl, ssl=ssl) for ssl in ("defrec", "defrec+pcm")]
     rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in runs]
-    assert all(np.isfinite(row["loss"]) and row["kept"] == 3 for row in rows[1]) and rows[0][0]["cls"] != rows[1][0]["cls"]
+    assert (
+        all(np.isfinite(row["loss"]) and row["kept"] == 3 for row in rows[1]) and rows[0][0]["cls"] != rows[1][0]["cls"]
+    )
 
 
 # ---------------------------------------------------------------- both stages

@@ -7,7 +7,9 @@ import subprocess
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 import data
 import eval as evaluation
@@ -15,7 +17,7 @@ import stage1_ssl
 from engine.base import UserError
 from fixtures import command, refusal
 from paper import __main__ as paper
-from paper import tables
+from paper import published, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,10 +27,11 @@ def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, *
     way = data.direction(task)
     flags = dict.fromkeys(evaluation.FLAGS) | dict(task=task, ssl=ssl, select=select, seed=seed, score="skewness")
     flags |= dict(backbone="dgcnn-seg" if way.per_point else "dgcnn", beta=0.7, alpha=1.0, mtl="sum", batch_size=64)
-    flags |= dict(scratch=False, gcn_iters=1000, steps=10, points=64) | more
+    flags |= dict(scratch=False, gcn_iters=0 if way.per_point else 1000, perturb=[0.1, 0.05], steps=10, points=64)
+    flags |= dict(measure="train" if select in ("low", "high") else None, eval_every=100) | more
     scores = {key: acc for key in evaluation.metrics_of(way.per_point)}
     part = {column: scores | {"step": 10} for column in evaluation.COLUMNS}
-    part |= {"flags": flags, "curve": [{"step": 10, "source": 0.5, "target": acc}]}
+    part |= {"flags": flags, "curve": [{"step": 10, "source": 0.85, "target": acc}]}
     whole = {key: flags[key] for key in ("task", "backbone", "ssl", "steps", "points")} | {"per_point": way.per_point}
     whole |= {"data": {"name": "built-in shapes", "fingerprint": "f" * 64, "counts": {}}, "n_test": 7}
     whole |= {"device": "CPU", "commit": "abc", "versions": {"torch": "2"}, "seconds": 60}
@@ -38,7 +41,7 @@ def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, *
 def paper_cells(name, runs):
     """(method, line) -> cells of the row; the method's name stands in its first row only."""
     rows, method = {}, ""
-    for line in tables.paper_table(tables.TABLES[name], runs).splitlines():
+    for line in published.paper_table(published.TABLES[name], runs).splitlines():
         if line.startswith("| ") and not line.startswith("| method"):
             first, kind, *values = (cell.strip() for cell in line.strip("|").split("|"))
             method = first or method
@@ -57,26 +60,26 @@ def test_table_1_pools_seeds_beside_the_papers_number():
         assert found[name, line] == ["55.0 ± 7.1 (2)", "", "", "", "", "", ""]
     assert found["PointDAN", "paper"][0] == "83.9" and ("PointDAN", "last") not in found
     assert found["", "n, test clouds"] == ["7", "", "", "", "", "", ""]
-    text = tables.paper_table(tables.TABLES["table1"], runs)
+    text = published.paper_table(published.TABLES["table1"], runs)
     assert "built-in shapes" in text and "Not PointDA-10" in text
 
 
 def test_table_2_is_mean_iou_with_the_averages_of_the_rows():
     """57.1 and 58.2 where the paper prints 58.1 and 67.2; steps follow the source."""
-    seg = dict(task="seg_F_A", ssl="defrec", stage=1, acc=0.25)
+    seg = dict(task="seg_F_A", ssl="defrec+pcm", stage=1, acc=0.25)
     runs = [result(**seg), result(**seg | {"task": "seg_M_F", "steps": 20})]
-    found, which = paper_cells("table2", runs), tables.TABLES["table2"]
+    found, which = paper_cells("table2", runs), published.TABLES["table2"]
     assert found["DefRec", "paper"][-1] == "57.1" and found["DefRec + SM-DSB, stage 1", "paper"][-1] == "58.2"
     row = dict(zip(which.directions, found["DefRec + SM-DSB, stage 1", "last"]))
     assert row["seg_F_A"] == row["seg_M_F"] == "25.0 (1)" and list(row.values()).count("") == 10
-    text = tables.paper_table(which, runs)
+    text = published.paper_table(which, runs)
     assert "mean IoU" in text and "67.2" in text and "accuracy" not in text
 
 
 def test_one_oracle_serves_every_column_of_its_target():
     """seg_A_A stands in F→A, M→A and S→A beside the paper's oracle; S_S in two of Table I, which prints none."""
     found = paper_cells("table2", [result("seg_A_A", "none", "all", acc=0.25, stage=1)])
-    columns = tables.TABLES["table2"].directions
+    columns = published.TABLES["table2"].directions
     row, printed, n = (found["Oracle", "last"], found["Oracle", "paper"], found["", "n, test clouds"])
     row, printed, n = (dict(zip(columns, cells)) for cells in (row, printed, n))
     own = [name for name in columns if name.endswith("_A")]
@@ -92,9 +95,9 @@ def test_bodies_in_two_frames_do_not_meet_in_a_cell():
     """With and without --unit-sphere: refused in Table II, rows of two names in an ordinary table."""
     seg = dict(task="seg_F_A", ssl="defrec", stage=1)
     raw, unit = runs = [result(**seg), result(**seg, seed=1, unit_sphere=True)]
-    which = tables.TABLES["table2"]
-    assert "differ" in refusal(lambda: tables.paper_table(which, runs))
-    assert tables.paper_table(which, [raw]) and tables.paper_table(which, [unit])
+    which = published.TABLES["table2"]
+    assert "differ" in refusal(lambda: published.paper_table(which, runs))
+    assert published.paper_table(which, [raw]) and published.paper_table(which, [unit])
     names = [line.split(" | ")[0] for line in tables.side_by_side(runs).splitlines()]
     assert "| seg_F_A dgcnn-seg defrec low 0.7" in names and "| seg_F_A dgcnn-seg defrec low 0.7 (unit sphere)" in names
 
@@ -110,11 +113,11 @@ def test_controls_have_rows_of_their_own():
 
 
 def test_table_3_quotes_only_what_the_text_quotes():
-    """DefRec+PCM on M→S*, 47.1 without and 49.2 with SM-DSB (beta .8), nothing else."""
-    low = dict(backbone="pointnet", ssl="defrec+pcm", task="M_SC", beta=0.8)
+    """DefRec+PCM on M→S*, 47.1 without and 49.2 with SM-DSB (beta .7), nothing else."""
+    low = dict(backbone="pointnet", ssl="defrec+pcm", task="M_SC", stage=1)
     found = paper_cells("table3", [result(**low), result(**low | {"select": "all"})])
-    assert found["DefRec+PCM + SM-DSB, stage 2", "paper"] == ["", "49.2", "", "", "", "", ""]
-    assert found["DefRec+PCM, stage 2", "paper"] == ["", "47.1", "", "", "", "", ""]
+    assert found["DefRec+PCM + SM-DSB, stage 1", "paper"] == ["", "49.2", "", "", "", "", ""]
+    assert found["DefRec+PCM, stage 1", "paper"] == ["", "47.1", "", "", "", "", ""]
     papers = [v for (_, kind), values in found.items() if kind == "paper" for v in values if v]
     assert sorted(papers) == ["47.1", "49.2"]
 
@@ -128,18 +131,70 @@ def test_a_table_of_nothing_has_the_papers_numbers_and_no_others():
 def test_methods_by_the_papers_names():
     """M_S with Self-dist GCN + SM-DSB is printed as 83.6; controls have no name in the paper."""
     flags = result()["stage2"]["flags"]
-    printed = lambda **more: tables.reported().get((tables.method_of(flags | more), "dgcnn", "M_S"))
+    printed = lambda **more: published.reported().get((published.method_of(flags | more), "dgcnn", "M_S"))
     assert printed() == "83.6" and printed(select="all") == "83.9" and printed(ssl="none") == "83.3"
     assert printed(ssl="defrec+pcm", select="all") == "81.7" and printed(ssl="defrec", select="all") is None
-    for more in ({"select": "random"}, {"beta": 0.3}, {"alpha": 6}, {"mtl": "cgdm"}, {"gcn_iters": 0}, {"task": "S_S"}):
-        assert tables.method_of(flags | more) is None
+    assert published.method_of(flags | {"ssl": "mlsp+pcm"}) == "MLSP + SM-DSB"
+    for more in ({"select": "random"}, {"beta": 0.3}, {"alpha": 6}, {"mtl": "cgdm"}, {"gcn_iters": 0}, {"task": "S_S"},
+                 {"measure": "eval"}, {"scratch": True}, {"gcn_iters": 20}, {"perturb": [0, 0]}, {"score": "gini"},
+                 {"filter_stream": True}, {"ssl": "mlsp"}):  # fmt: skip
+        assert published.method_of(flags | more) is None
+
+
+def test_betas_of_table_3():
+    """.8 for self-distillation alone, .7 for the others; on DGCNN .7."""
+    flags = result(backbone="pointnet")["stage1"]["flags"]
+    of = lambda **more: published.method_of(flags | more)
+    assert of(beta=0.8) == "Self-dist GCN + SM-DSB" and of(beta=0.7) is None
+    assert of(ssl="gast", beta=0.7) == "GAST + SM-DSB" and of(ssl="gast", beta=0.8) is None
+    assert of(beta=0.7, backbone="dgcnn") == "Self-dist GCN + SM-DSB"
+
+
+@pytest.mark.parametrize("more", [{"measure": "eval"}, {"scratch": True}, {"gcn_iters": 20}, {"perturb": [0, 0]},
+                                  {"filter_stream": True}, {"eval_every": 7}])  # fmt: skip
+def test_no_two_settings_meet_in_a_cell(more):
+    """Plain runs and those with another flag have rows of their own names, in every table."""
+    runs = [result(acc=0.1), result(acc=0.9, seed=1, **more)]
+    rows = [
+        line for line in tables.side_by_side(runs).splitlines() if line.startswith("| M_S") and "low minus" not in line
+    ]
+    names = [line.split(" | ")[0] for line in rows if " | 2 | " in line]
+    assert len(names) == len(set(names)) == 2 and "±" not in "".join(rows[:4])
+    if "eval_every" in more:
+        assert "differ" in refusal(lambda: published.paper_table(published.TABLES["table1"], runs))
+    else:
+        found = paper_cells("table1", runs)
+        assert found["Self-dist GCN + SM-DSB, stage 2", "last"][0] == "10.0 (1)"
+        assert sum(cells[0] == "90.0 (1)" for (_, line), cells in found.items() if line == "last") == 1
+
+
+def test_a_seed_counts_once():
+    """Two runs of one setting and seed are refused, in an ordinary table and in the paper's."""
+    runs = [result(acc=0.1), result(acc=0.9)]
+    assert "seed" in refusal(lambda: tables.side_by_side(runs))
+    assert "seed" in refusal(lambda: published.paper_table(published.TABLES["table1"], runs))
+
+
+def test_an_untrained_run_is_named_and_left_out():
+    """Below 80 % source accuracy at the end: said in its row, and no part of a difference; segmentation has no gate."""
+    runs = [result(seed=s, select=k, acc=a) for s in (0, 1) for k, a in (("low", 0.5), ("all", 0.4))]
+    runs.append(result(seed=2, select="low", acc=0.9))
+    runs.append(result(seed=2, select="all", acc=0.1))
+    runs[-1]["stage1"]["curve"][-1] = {"step": 10, "source": 0.79, "target": 0.1}
+    text = tables.side_by_side(runs)
+    assert "selfdist all **not trained** (seed 2)" in text and "+80.0" not in text and "2 seeds, 2 pairs" in text
+    planted = [result(seed=s, select=k, stage=1) for s in (0, 1) for k in ("low", "all")]
+    for run in planted:
+        run["stage1"]["curve"][-1]["source"] = 0.3
+    assert "low minus" not in tables.side_by_side(planted)
+    assert tables.trained(record("low", 0, 0.5, task="seg_F_A", last_source=0.1))
 
 
 def test_runs_that_do_not_belong_together_are_refused():
     """Other numbers of steps or points: they do not meet in a table."""
     for more in ({"steps": 20}, {"points": 32}):
         with pytest.raises(UserError, match="differ"):
-            tables.paper_table(tables.TABLES["table1"], [result(), result(seed=1, **more)])
+            published.paper_table(published.TABLES["table1"], [result(), result(seed=1, **more)])
 
 
 # ---------------------------------------------------------------- any runs
@@ -185,8 +240,8 @@ def test_a_result_of_another_version_is_one_line(tmp_path):
 def record(select, seed, acc, stage=1, **more):
     """A record as far as pairs and differences read it."""
     flags = {key: None for key in evaluation.FLAGS} | dict(task="M_S", backbone="pointnet", ssl="defrec", mtl="sum")
-    flags |= dict(beta=0.7, alpha=1.0, score="skewness", select=select, seed=seed)
-    return {"fingerprint": "f", "stage": stage, "source_val_acc": acc, **flags, **more}
+    flags |= dict(beta=0.7, alpha=1.0, score="skewness", select=select, seed=seed, last_source=0.9)
+    return {"fingerprint": "f", "stage": stage, "last_acc": acc, "source_val_acc": acc, **flags, **more}
 
 
 def test_pairs_share_what_the_other_depends_on():
@@ -200,20 +255,17 @@ def test_pairs_share_what_the_other_depends_on():
 
 
 def test_differences_pair_runs_by_seed():
-    """low minus random, all and high by hand; a comparator and an oracle have no part in it."""
+    """low minus random, all and high by hand, in both columns; a comparator and an oracle have no part in it."""
     runs = [record("low", 0, 0.5), record("low", 1, 0.6), record("random", 1, 0.5), record("random", 0, 0.3)]
     runs += [record("all", 1, 0.7), record("all", 0, 0.9, mtl="pcgrad"), record("high", 5, 0.1)]
     runs += [record("low", 0, 0.5, task="S_S"), record("all", 0, 0.9, task="S_S")]
-    lines = tables.differences(runs)
-    assert "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +15.0 ± 7.1 |  |" in lines
-    assert "| all of stage 1, ± standard error (pairs) |  | +15.0 ± 5.0 (2) |  |" in lines
-    assert len(lines) == 5 and tables.differences(runs[:2]) == []
-
+    lines = [line for line in tables.differences(runs) if "source_val" in line]
+    one, two = "-10.0 (1 seed, 1 pairs: says nothing)", "+15.0 ± 5.0 (2 seeds, 2 pairs): not seen, smallest visible"
+    assert lines[0].startswith(f"| M_S pointnet defrec low 0.7, stage 1, source_val | {one} | {two}")
+    assert lines[1].startswith(f"| all of stage 1, source_val | {one} | {two}")
+    assert len(lines) == 2 and tables.differences(runs[:2]) == []
     stages = [record(*each, stage=n) for each in (("low", 0, 0.5), ("all", 0, 0.4)) for n in (1, 2)]
-    lines = tables.differences(stages)
-    assert [line.count("+10.0") for line in lines] == [0, 0, 1, 1, 0]  # two stages of a run are not two pairs
-    steep = tables.differences([record("low", 0, 0.5, alpha=2.0), record("all", 0, 0.4)])
-    assert steep[2] == "| M_S pointnet defrec low 0.7 alpha 2, stage 1 | +10.0 |  |  |"
+    assert sum("+10.0" in line for line in tables.differences(stages)) == 2 * (2 + 2)  # a stage is a row of its own
 
     # a beta and a measuring mode have a row of their own, beside the controls that share them
     knobs = [("low", 0.3, 0.2), ("random", 0.3, 0.1), ("random", 0.7, 0.4)]
@@ -221,11 +273,28 @@ def test_differences_pair_runs_by_seed():
     runs = [record(select, 0, acc, beta=beta) for select, beta, acc in knobs]
     runs += [record(select, 0, acc, measure=mode) for select, mode, acc in modes]
     lines = tables.differences([*runs, record("low", 0, 0.5), record("all", 0, 0.6, beta=0.9)])
-    assert lines[2:5] == [
-        "| M_S pointnet defrec low 0.3, stage 1 | -40.0 | +10.0 |  |",
-        "| M_S pointnet defrec low 0.7 measured in eval mode, stage 1 | +20.0 | +40.0 | +20.0 |",
-        "| M_S pointnet defrec low 0.7, stage 1 | -10.0 | +10.0 |  |",
-    ]
+    numbers = {line.split(" | ")[0]: re.findall(r"[+-]\d+\.\d", line) for line in lines if ", last" in line}
+    assert numbers["| M_S pointnet defrec low 0.3, stage 1, last"] == ["-40.0", "+10.0"]
+    assert numbers["| M_S pointnet defrec low 0.7 measured in eval mode, stage 1, last"] == ["+20.0", "+40.0", "+20.0"]
+    assert numbers["| M_S pointnet defrec low 0.7, stage 1, last"] == ["-10.0", "+10.0"]
+
+
+def test_errors_are_clustered_by_seed():
+    """Four pairs of two seeds are two numbers; one `all` run paired four times is one seed and has no error."""
+    assert tables.by_seed([(0, 1.0), (0, 3.0), (1, 5.0), (1, 7.0)]).startswith("+4.0 ± 2.0 (2 seeds, 4 pairs)")
+    assert tables.by_seed([(0, 2.0)] * 4) == "+2.0 (1 seed, 4 pairs: says nothing)"
+    same = [record("low", 0, 0.5, beta=beta) for beta in (0.3, 0.5, 0.7, 0.9)] + [record("all", 0, 0.4)]
+    (line,) = [line for line in tables.differences(same) if line.startswith("| all of stage 1, last")]
+    assert "±" not in line and "1 seed, 4 pairs" in line
+
+
+def test_what_cannot_be_seen_is_called_that():
+    """Against the t-test by hand: four seeds around 1 are not seen, around 9 they are."""
+    small, large = [(s, v) for s, v in enumerate((3, -1, 2, 0))], [(s, v) for s, v in enumerate((9, 10, 8, 9))]
+    error = np.std([3, -1, 2, 0], ddof=1) / 2
+    visible = (stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * error
+    assert tables.by_seed(small) == f"+1.0 ± {error:.1f} (4 seeds, 4 pairs): not seen, smallest visible {visible:.1f}"
+    assert "not seen" not in tables.by_seed(large) and stats.ttest_1samp([9, 10, 8, 9], 0).pvalue < 0.05
 
 
 def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
@@ -252,23 +321,25 @@ def cells(tmp_path, monkeypatch, capsys):
 def test_cells_are_what_make_runs(cells):
     """METHODS, TASKS and SEEDS choose the cells; an oracle's is one for all directions with its target."""
     found = cells("table1 --tasks M_SC --methods defrec+pcm-all --methods gast-low --seeds 3 4")
-    assert found == [f"run-M_SC-{method}-{seed}" for method in ("defrec+pcm-all", "gast-low") for seed in (3, 4)]
+    assert found == [f"run-M_SC-{method}-{seed}-0.7" for method in ("defrec+pcm-all", "gast-low") for seed in (3, 4)]
     found = cells("table2 --data shapes --seeds 0")
     oracles = [name for name in found if re.search(r"seg_(.)_\1", name)]
-    assert len(found) == 4 + 12 * 5 and sorted(oracles) == [f"run-seg_{key}_{key}-none-all-0" for key in "AFMS"]
-    assert "run-S_SC-defrec+pcm-all+cagrad-2" in (found := cells("table3")) and len(found) == 6 * 13 * 3
-    assert cells("study --tasks seg_F_M --methods mlsp-high --seeds 0 --data shapes") == ["run-seg_F_M-mlsp-high-0"]
+    assert len(found) == 4 + 12 * 5 and sorted(oracles) == [f"run-seg_{key}_{key}-none-all-0-0.7" for key in "AFMS"]
+    assert "run-S_SC-defrec+pcm-all+cagrad-2-0.7" in (found := cells("table3")) and len(found) == 6 * 13 * 3
+    assert {name.rsplit("-", 1)[1] for name in found if "selfdist" in name} == {"0.8"}
+    assert {name.rsplit("-", 1)[1] for name in found if "selfdist" not in name} == {"0.7"}
+    assert cells("study --tasks seg_F_M --methods mlsp-high --seeds 0 --data shapes") == ["run-seg_F_M-mlsp-high-0-0.7"]
 
 
 def test_a_finished_cell_is_not_run_again(cells, tmp_path, capsys):
     """Its folder is that of stage 1; without the wanted stage, or of another version, it is not finished."""
-    words = "table3 --tasks M_SC --seeds 3 --methods {} --points 64".format
-    low = dict(backbone="pointnet", steps=20_000, beta=0.8, points=64, seed=3, task="M_SC")
+    words = "table3 --stages 2 --tasks M_SC --seeds 3 --methods {} --points 64".format
+    low = dict(backbone="pointnet", steps=20_000, points=64, seed=3, task="M_SC")
     for method in ("gast-low", "defrec+pcm-all"):
         ssl, select = method.split("-")
         args = stage1_ssl.SETTINGS | low | dict(ssl=ssl, select=select, device="cpu")
         folder = stage1_ssl.folder_of(stage1_ssl.settle(Namespace(**args)), "--gcn-iters 5")
-        name, text = f"run-M_SC-{method}-3", f"{words(method)} --stage2=--gcn-iters_5"
+        name, text = f"run-M_SC-{method}-3-0.7", f"{words(method)} --stage2=--gcn-iters_5"
         assert cells(text) == [name]
         whole = result(ssl=ssl, select=select, stage=1, acc=0.25, **low)
         write(tmp_path / folder, whole)
@@ -282,8 +353,8 @@ def test_a_finished_cell_is_not_run_again(cells, tmp_path, capsys):
     text = (tmp_path / "results" / "table3.md").read_text()
     assert text.count("25.0 (1)") == 3 and text in capsys.readouterr().out
     assert len((tmp_path / "results" / "table3.csv").read_text().splitlines()) == 2
-    command(paper.main, "study", *argv[1:], "--backbone", "pointnet", "--steps", 20_000, "--beta", 0.8)
-    assert "M_SC pointnet gast low 0.8" in (tmp_path / "results" / "study.md").read_text()
+    command(paper.main, "study", *argv[1:], "--backbone", "pointnet", "--steps", 20_000)
+    assert "M_SC pointnet gast low 0.7" in (tmp_path / "results" / "study.md").read_text()
 
 
 def test_a_table_has_the_oracles_that_were_run(tmp_path, monkeypatch):
@@ -315,10 +386,10 @@ def test_errors_are_one_line(words, text, tmp_path, monkeypatch):
 
 
 def test_make_runs_a_cell_where_the_table_looks_for_it(tmp_path, monkeypatch, capsys):
-    """run-TASK-SSL-SELECT-SEED becomes flags of stage 1, and these the folder that the cell has."""
+    """run-TASK-SSL-SELECT-SEED-BETA becomes flags of stage 1, and these the folder that the cell has."""
     make = lambda *words: subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True).stdout
-    (cell,) = re.findall(r"run (TASK=.*)", make("PY=python", "run-M_SC-defrec+pcm-all+cgdm-3"))
-    shared = ["DATA=shapes", "BACKBONE=pointnet", "STEPS=20000", "BETA=0.8", "ARGS=--points 64", "ARGS2=--gcn-iters 5"]
+    (cell,) = re.findall(r"run (TASK=.*)", make("PY=python", "run-M_SC-defrec+pcm-all+cgdm-3-0.7"))
+    shared = ["DATA=shapes", "BACKBONE=pointnet", "STEPS=20000", "ARGS=--points 64", "ARGS2=--gcn-iters 5"]
     out = make("PY=python", "run", *cell.split(), *shared)
     flags = re.search(r'run="\$\(python stage1_ssl.py (.*)\)"', out).group(1)
     command(stage1_ssl.main, *shlex.split(flags))
@@ -326,7 +397,7 @@ def test_make_runs_a_cell_where_the_table_looks_for_it(tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     words = "table3 --data shapes --tasks M_SC --seeds 3 --methods defrec+pcm-all+cgdm --points 64".split()
-    whole = result("M_SC", "defrec+pcm", "all", 3, mtl="cgdm", backbone="pointnet", steps=20_000, beta=0.8, points=64)
+    whole = result("M_SC", "defrec+pcm", "all", 3, mtl="cgdm", backbone="pointnet", steps=20_000, points=64)
     write(tmp_path / folder, whole)
     command(paper.main, "cells", *words, "--stage2=--gcn-iters 5")
     assert capsys.readouterr().out.strip() == ""
