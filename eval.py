@@ -3,8 +3,8 @@
     python eval.py --run runs/NAME                   # -> runs/NAME/result.json, pictures, its row of a table
 
 Accuracy of classes, mean IoU of parts. Three columns for each stage: the *last* step; the step best on *source
-validation*, the headline; and *oracle*, the best on the target test set itself, a leak that is printed because Table
-I's caption speaks of selection on the test set. `python -m paper table` puts runs side by side.
+validation*; and *oracle*, the best on the target test set itself, a leak that is printed because Table I's caption
+speaks of selection on the test set. `python -m paper table` puts runs side by side.
 """
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait

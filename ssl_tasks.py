@@ -18,8 +18,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from engine.geometry import farthest_points, gather_points, masked_chamfer, normals, quarter_turns
-from models import GLOBAL, PerPointHead, PointNet, dense
+from engine.geometry import (
+    VOXELS,
+    choose_voxel,
+    farthest_points,
+    gather_points,
+    masked_chamfer,
+    normals,
+    quarter_turns,
+    voxel,
+)
+from models import GLOBAL, PerPointHead, PointNet
 
 
 @dataclass
@@ -164,22 +173,6 @@ class DeformationReconstruction(Task):
         return 20 * masked_chamfer(self.head(*self.encode(model, deformed)), view.x, hole)
 
 
-VOXELS = 27
-
-
-def voxel(points):
-    """Which of the 27 voxels of [-1, 1]^3 each point is in or nearest to, (B, N, 3) -> (B, N)."""
-    cell = ((points + 1) * 1.5).floor().clamp(0, 2).long()
-    return (cell * cell.new_tensor([9, 3, 1])).sum(-1)
-
-
-def choose_voxel(index, least, generator):
-    """A random voxel with at least `least` points for each cloud, the fullest if none has them, (B, N) -> (B,)."""
-    count = F.one_hot(index, VOXELS).sum(1)  # (B, 27)
-    draw = torch.rand(count.shape, generator=generator, device=index.device)
-    return torch.where(count >= least, 1 + draw, count / (index.shape[1] + 1)).argmax(-1)
-
-
 def deform(points, generator, least=40):
     """Replace one voxel's points by N(its centre, .001 I).
 
@@ -247,8 +240,10 @@ class GeometryAwareSelfTraining(Task):
     def __init__(self, model, n, direction):
         super().__init__(n, direction)
         self.turns_x, self.turns_y = nn.Linear(GLOBAL, 4), nn.Linear(GLOBAL, 4)
-        hidden = dense((GLOBAL, 256), 0.0) if isinstance(model.encoder, PointNet) else []
-        self.region = nn.Sequential(*hidden, nn.Linear(256 if hidden else GLOBAL, VOXELS))
+        if isinstance(model.encoder, PointNet):
+            self.region = nn.Sequential(nn.Linear(GLOBAL, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, VOXELS))
+        else:
+            self.region = nn.Linear(GLOBAL, VOXELS)
 
     def forward(self, model, view, features, generator):
         ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
@@ -286,7 +281,7 @@ class MaskedLocalStructure(Task):
         self.k, self.per_bin, self.spare = (10, 5, 10) if direction.per_point else (20, 2, 0)  # its authors' scripts
         self.radius, self.hole_weight = RADIUS[direction.target], 2 if direction.per_point else 27
         self.cls_weight = 1 - self.shares[0]
-        self.position, self.normal = (PerPointHead(model.encoder.point_dim, 3) for _ in range(2))
+        self.position, self.normal = PerPointHead(model.encoder.point_dim, 3), PerPointHead(model.encoder.point_dim, 3)
         self.count = PerPointHead(model.encoder.point_dim, BINS, (512, 256, 256), dropped=3)
 
     def forward(self, model, view, features, generator):

@@ -5,7 +5,8 @@
     python stage1_ssl.py ... --select all                                          # the base, without SM-DSB
 
 Each step masks the self-supervised loss of the *source* samples whose saliency map is most skewed. The target is not
-filtered here (but for the pilot, --select freeze) and no target label is opened (but for an oracle). Stopped? Run the same command again and it goes on, bit for bit on a CPU.
+filtered here (but for the pilot, --select freeze) and no target label is opened (but for an oracle). Stopped? The same
+command goes on, bit for bit on a CPU.
 """
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
@@ -118,7 +119,7 @@ def score(model, s, loss, args, g):
 
 
 def selection(args):
-    """The share of samples that `select` keeps, and which; freeze is the paper's pilot, Random Gradient Freezing (Sec. I)."""
+    """The share of samples that `select` keeps, and which; freeze is the pilot, Random Gradient Freezing (Sec. I)."""
     return (0.5, "random") if args.select == "freeze" else (args.beta, args.select)
 
 
@@ -191,9 +192,7 @@ def train(args, run, src, tgt, observe=None):
 
 
 def load(args, run, expected=None):
-    """Both domains on the device, announced and recorded; the target without labels. Only an oracle direction, whose
-    source is the target, opens them. UserError when their fingerprint is not the one expected.
-    """
+    """Both domains on the device, announced and recorded, the target without labels; UserError: other clouds."""
     way = data.direction(args.task)
     src, tgt = data.load_domain(args.data, way.source), data.load_domain(args.data, way.target, labels=False)
     src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))

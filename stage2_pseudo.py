@@ -22,7 +22,17 @@ import ssl_tasks
 from engine.base import UserError, cli, file_hash, generator, seed_of
 from engine.flags import Parser, add_flags, number
 from engine.run import Run, load_checkpoint
-from stage1_ssl import CHOICES, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
+from stage1_ssl import (
+    CHOICES,
+    SETTINGS as STAGE1,
+    evaluator,
+    joining,
+    load,
+    optimisation,
+    settle,
+    step,
+    unlabelled_mask,
+)
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 SETTINGS = dict(
@@ -91,12 +101,16 @@ class GCN(nn.Module):
         super().__init__()
         self.embed = nn.Linear(classes, width)
         self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, classes)])
+        for layer in self.layers:  # as PyG starts them
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, f, p, A):
         h = f + self.embed(p)
-        for layer in self.layers[:-1]:
-            h = F.dropout(F.relu(torch.sparse.mm(A, layer(h))), 0.5, self.training)
-        return torch.sparse.mm(A, self.layers[-1](h))
+        for i, layer in enumerate(self.layers):
+            h = F.dropout(F.relu(h), 0.5, self.training) if i else h
+            h = torch.sparse.mm(A, F.linear(h, layer.weight)) + layer.bias  # the bias is not propagated
+        return h
 
 
 def refine(args, model, clouds, pseudo, done):
@@ -199,8 +213,7 @@ def train(args, run, src, tgt, start, observe=None):
 
 # ---------------------------------------------------------------- command line
 FIXED = ("task", "backbone", "up", "unit_sphere")  # another one is refused
-INHERITED = ("data", "ssl", "select", "beta", "score", "alpha", "measure", "mtl", "points", "steps", "batch_size")
-INHERITED += ("eval_every", "seed")
+INHERITED = [key for key in STAGE1 if key not in (*FIXED, "out", "device")]
 
 
 def inherit(args, start):

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from engine.fast import knn
 
 
+VOXELS = 27  # of [-1, 1]^3
+
+
 def gather_points(x, index):
     """Rows of each cloud: (B, N, C), (B, n) -> (B, n, C); or (B, N), (B, n) -> (B, n)."""
     return x.gather(1, index) if x.ndim == 2 else x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
@@ -87,3 +90,16 @@ def distort(points, noise, granularity, grid):
     at = (points - first) * (2 / granularity / (D - 1)) - 1  # (B, N, 3) in [-1, 1]
     at = at.flip(-1)[:, :, None, None]  # grid_sample wants the last axis of the grid first
     return F.grid_sample(noise, at, align_corners=True)[..., 0, 0].transpose(1, 2)
+
+
+def voxel(points):
+    """Which of the 27 voxels of [-1, 1]^3 each point is in or nearest to, (B, N, 3) -> (B, N)."""
+    cell = ((points + 1) * 1.5).floor().clamp(0, 2).long()
+    return (cell * cell.new_tensor([9, 3, 1])).sum(-1)
+
+
+def choose_voxel(index, least, generator):
+    """A random voxel with at least `least` points for each cloud, the fullest if none has them, (B, N) -> (B,)."""
+    count = F.one_hot(index, VOXELS).sum(1)  # (B, 27)
+    draw = torch.rand(count.shape, generator=generator, device=index.device)
+    return torch.where(count >= least, 1 + draw, count / (index.shape[1] + 1)).argmax(-1)

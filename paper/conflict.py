@@ -23,6 +23,7 @@ from engine.metrics import cosine, flat_gradient
 from paper import evidence
 from saliency import SCORES, measure, saliency_map, select
 
+KNOWN = 0.5  # least cosine of the halves of G_oracle for which a sample's sign against it means something
 MOMENTS = (0.05, 0.25, 0.5, 1.0)  # of training, at which samples are looked at one by one
 
 
@@ -87,12 +88,24 @@ def gradients(model, task, s, u, y_t, g, lam=None):
         return ce(s.x, s.y), encoder_gradient(L_ssl, model), ce(u.x, y_t)
 
 
+def scored(args, task, src):
+    """One fixed set of about args.scored source clouds in one fixed view, in batches as in training: [View, ...]."""
+    i = torch.randperm(len(src.train), generator=generator("cpu", args.seed, "scored"))[: args.scored]
+    g = generator(args.device, args.seed, "scored views")
+    parts = [part for part in i.to(args.device).split(args.batch_size // 2) if len(part) > 1]  # batch norm needs two
+    return [task.views(src.train[part], src.train_labels[part], True, g) for part in parts]
+
+
 def step_conflict(t, args, model, task, src, tgt):
-    """One point of Fig. 1: the batch's mean skewness in both modes, and the cosines of G_ssl, unmasked."""
+    """One point of Fig. 1: mean skewness in both modes, and the cosines of the step's G_ssl, unmasked.
+
+    The skewness is that of the same source clouds at every step: a batch's own mean is sampling noise.
+    """
     s, u, y_t, g = batch_of(t, args, task, src, tgt)
-    row = {"step": t}
+    row, fixed = {"step": t}, scored(args, task, src)
     for mode in ("train", "eval"):
-        row[f"skewness_{mode}"] = skewness_of(model, s.x, s.y, args, mode, "dropout 1", t).mean().item()
+        found = [skewness_of(model, v.x, v.y, args, mode, "scored", b) for b, v in enumerate(fixed)]
+        row[f"skewness_{mode}"] = torch.cat(found).mean().item()
     G_cls, G_ssl, G_oracle = gradients(model, task, s, u, y_t, g)
     return [row | {"cos": cosine(G_ssl, G_oracle), "cos_cls": cosine(G_ssl, G_cls)}]  # Fig. 1
 
@@ -173,50 +186,63 @@ def predictors(args, model, view, draw):
     return found | {"prediction_entropy": torch.special.entr(p).sum(-1), "minus_confidence": -p.amax(-1)}
 
 
-def own_cosines(model, task, view, G_oracle, *words):
-    """cos(G_ssl of one sample alone, G_oracle) for each sample of a View (B,); statistics frozen, so exact."""
+def own_cosines(model, task, view, against, *words):
+    """Cosines of one sample's own G_ssl with each gradient of `against` (P,), for each sample of a View -> (B, len).
+
+    Statistics are frozen, so that a sample's gradient is exactly its own.
+    """
     found = []
     with frozen(model, task):
         for i in range(len(view.x)):
             one = ssl_tasks.View(**{name: v if v is None else v[i : i + 1] for name, v in vars(view).items()})
             L = task(model, one, None, generator(view.x.device, *words, i)).sum()
-            found.append(cosine(encoder_gradient(L, model), G_oracle))
+            G_ssl = encoder_gradient(L, model)
+            found.append([cosine(G_ssl, G) for G in against])
     return found
 
 
-def oracle_gradient(model, points, labels, batch=64):
-    """G_oracle over many target clouds (n, N, 3) with true labels (n,) -> (P,), and the cosine of its two halves.
+def mean_gradient(model, points, labels, batch=64):
+    """Gradient of the mean cross-entropy of many clouds (n, N, 3), labels (n,) -> (P,), and those of its halves.
 
-    The halves tell how well G_oracle is known: a direction that n / 2 clouds do not agree on predicts nothing.
+    The halves tell how well it is known: a direction that n / 2 clouds do not agree on predicts nothing.
     """
     total = [0.0, 0.0]
     with frozen(model):
         for half in (0, 1):
             for x, y in zip(points[half::2].split(batch), labels[half::2].split(batch)):
                 total[half] = total[half] + encoder_gradient(F.cross_entropy(model(x), y, reduction="sum"), model)
-    return (total[0] + total[1]) / len(points), cosine(*total)
+    return (total[0] + total[1]) / len(points), total
 
 
 def look_at_samples(t, args, model, task, src, tgt):
-    """The samples of one moment, the same clouds in the same views at each: rows, and how well G_oracle agrees."""
+    """The samples of one moment, the same clouds in the same views at each: rows, and the cosine of G_oracle's halves.
+
+    Beside cos, with G_oracle, a row has cos_cls, with G_cls of the same source clouds, cos_half_0 and cos_half_1, with
+    G_oracle of every other target cloud, and cos_again, with G_oracle for a second draw of the task.
+    """
     pick = lambda domain, n: torch.randperm(len(domain.train), generator=generator("cpu", args.seed, domain.key))[:n]
     i_t = pick(tgt, args.oracle_clouds).to(args.device)
     clouds = data.evaluation_subset(tgt.train[i_t], args.points)  # un-augmented, as it is tested
-    G_oracle, agree = oracle_gradient(model, clouds, tgt.train_labels[i_t])
-    rows = []
-    half = args.batch_size // 2
-    for b, i in enumerate(pick(src, args.samples).to(args.device).split(half)):  # batches as in training
+    G_oracle, halves = mean_gradient(model, clouds, tgt.train_labels[i_t])
+    i_s = pick(src, args.samples).to(args.device)
+    G_cls, _ = mean_gradient(model, data.evaluation_subset(src.train[i_s], args.points), src.train_labels[i_s])
+    rows, half = [], args.batch_size // 2
+    for b, i in enumerate(i_s.split(half)):  # batches as in training
         if len(i) < 2:
             continue  # batch norm in train mode needs two
         words = args.seed, "analysis sample", b
         g = generator(args.device, *words)
         view = task.views(src.train[i], src.train_labels[i], True, g)
         scores = predictors(args, model, view, b)
-        cosines = own_cosines(model, task, view, G_oracle, *words)
-        for k, (cloud, cos) in enumerate(zip(i.tolist(), cosines)):
-            rows.append({"step": t, "cloud": cloud, "class": int(view.y[k]), "cos": cos})
+        cosines = own_cosines(model, task, view, (G_oracle, G_cls, *halves), *words)
+        again = own_cosines(model, task, view, (G_oracle,), *words, "again")
+        for k, cloud in enumerate(i.tolist()):
+            rows.append({"step": t, "cloud": cloud, "class": int(view.y[k])})
+            rows[-1] |= dict(zip(("cos", "cos_cls", "cos_half_0", "cos_half_1"), cosines[k])) | {
+                "cos_again": again[k][0]
+            }
             rows[-1] |= {name: v[k].item() for name, v in scores.items()}
-    return rows, agree
+    return rows, cosine(*halves)
 
 
 def moments_of(args, shares=MOMENTS):
@@ -224,21 +250,33 @@ def moments_of(args, shares=MOMENTS):
     return sorted({min(round(share * args.steps), args.steps - 1) for share in shares})
 
 
-def predict_conflict(rows, seed):
-    """One dict for each score and moment (and the mean of all, step ""): AUC and Spearman with intervals."""
+def predict_conflict(rows, agree, seed):
+    """One dict for each score and moment (and the mean, step ""): AUC, within classes, too, and Spearman.
+
+    Not computed (nan) at a moment where the halves of G_oracle, whose cosine is agree[step], are apart: below KNOWN.
+    """
     steps, table = sorted({row["step"] for row in rows}), []
     grid = lambda name: np.array([[row[name] for row in rows if row["step"] == step] for step in steps])  # (M, n)
+    known = np.array([agree[step] >= KNOWN for step in steps])
+    cos = np.where(known[:, None], grid("cos"), np.nan)
     for name in PREDICTORS:
-        found = evidence.prediction(grid(name), grid("cos"), seed)
+        found = evidence.prediction(grid(name), cos, grid("class")[0], seed)
         table += [{"score": name, "step": step, **f} for step, f in zip([*steps, ""], found)]
     return table
 
 
 def conflict_shares(rows, agree):
-    """How many samples conflict at each moment, their median cosine, and how well G_oracle agrees with itself."""
+    """How many samples conflict at each moment, their median cosine, and what an AUC could have reached at best.
+
+    oracle_halves_cos: cosine of G_oracle's halves. same_sign_halves, same_sign_draws: how often a sample's cosine has
+    the same sign with either half, and for two draws of the task; .5 is chance.
+    """
     table = []
     for step, halves in agree.items():
-        cos = np.array([row["cos"] for row in rows if row["step"] == step])
+        of = lambda name: np.array([row[name] for row in rows if row["step"] == step])
+        cos = of("cos")
         table.append({"step": step, "n": len(cos), "conflict": float((cos < 0).mean())})
         table[-1] |= {"median_cos": float(np.nanmedian(cos)), "oracle_halves_cos": halves}
+        table[-1]["same_sign_halves"] = float(((of("cos_half_0") < 0) == (of("cos_half_1") < 0)).mean())
+        table[-1]["same_sign_draws"] = float(((cos < 0) == (of("cos_again") < 0)).mean())
     return table

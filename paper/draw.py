@@ -111,7 +111,7 @@ def auc_bars(axes, rows):
             axes.plot(area, y, "o", color="black", ms=4)
     axes.set_yticks(range(len(names)), [PREDICTORS[name] for name in names], fontsize=8)
     axes.axvline(0.5, color="grey", lw=0.5)
-    axes.set(xlabel="AUC, 95 % interval")
+    axes.set(xlabel="AUC, 95 % interval over clouds")
 
 
 def draw_persample(table, shares, title):

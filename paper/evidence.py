@@ -2,7 +2,7 @@
 which of two quantities is the cause? Every interval is a 95 % percentile interval of a seeded bootstrap.
 
     correlations(x, y, seed)             # Fig. 1: Pearson, Spearman, of the steps of one run
-    prediction(scores, cosines, seed)    # per sample: AUC for "cosine below 0"
+    prediction(scores, cosines, ...)     # per sample: AUC for "cosine below 0"
     additive_noise(cause, effect)        # ANM: fit one from the other, HSIC of what is left with the cause
 """
 
@@ -17,6 +17,7 @@ RESAMPLES = 2000
 LEAST = 5  # fewer numbers than that have no statistics
 FEW = 20  # fewer steps than that have no interval: too few blocks to draw from
 MOST = 2000  # of an HSIC test, whose matrices are n x n
+GAP_RESAMPLES, GAP_POINTS = 200, 300  # of the difference of two HSIC scores
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -82,32 +83,62 @@ def auc(rank, positive):
         return ((rank * positive).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
 
 
-def prediction(scores, cosines, seed):
-    """AUC of `scores` for "cosine below 0", and Spearman's rho with -cosine: above .5 (0) as the paper claims.
+def within(score, positive, classes):
+    """AUC among samples of one class, over all pairs of a positive and another of the same class: (..., n) -> (...).
 
-    scores, cosines (M, n): n samples at M moments -> M dicts auc, auc_interval, rho, rho_interval, and one for the
-    mean of the moments that have an AUC, whose resamples draw a sample with all its moments. nan where all or none of
-    them conflict.
-    A sample whose gradient vanished at some moment has no cosine and is left out; UserError below LEAST of the others.
+    It is free of what classes differ in. nan where no class has both.
     """
-    sound = np.isfinite(scores).all(0) & np.isfinite(cosines).all(0)
-    scores, cosines = scores[:, sound], cosines[:, sound]
+    area, pairs = 0.0, 0.0
+    for c in np.unique(classes):
+        mine, own = score[..., classes == c], positive[..., classes == c]
+        n = own.sum(-1) * (~own).sum(-1)  # pairs
+        area, pairs = area + np.nan_to_num(auc(ranks(mine), own)) * n, pairs + n
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return area / pairs
+
+
+def stratified(classes, seed):
+    """RESAMPLES rows of n indices, each class drawn from itself as often as it is there, (n,) -> (RESAMPLES, n)."""
+    rng, rows = np.random.default_rng(seed), np.empty((RESAMPLES, len(classes)), int)
+    for c in np.unique(classes):
+        own = np.flatnonzero(classes == c)
+        rows[:, own] = own[rng.integers(len(own), size=(RESAMPLES, len(own)))]
+    return rows
+
+
+def prediction(scores, cosines, classes, seed):
+    """AUC of `scores` for "cosine below 0", within classes, too, and Spearman's rho with -cosine.
+
+    scores, cosines (M, n): n samples at M moments, classes (n,) -> M dicts auc, within, rho, each with an interval
+    (auc_interval ...), above .5 (0) as the paper claims, and one for the mean of the moments that have an AUC, whose
+    resamples draw a sample with all its moments. Intervals are over clouds of one run, not over runs. A moment whose
+    cosines are all nan has none of them; nan also where all or none conflict. A sample whose gradient vanished at
+    another moment is left out; UserError below LEAST of the others.
+    """
+    looked = np.isfinite(cosines).any(1)
+    sound = np.isfinite(scores).all(0) & np.isfinite(cosines[looked]).all(0)
+    scores, cosines, classes = scores[:, sound], cosines[:, sound], classes[sound]
     if sound.sum() < LEAST:
         raise UserError(f"{sound.sum()} samples with a gradient are too few; take more --samples, or look at the run")
-    i = resamples(scores.shape[1], 1, seed)
+    i, own = resamples(scores.shape[1], 1, seed), stratified(classes, seed)
     found, drawn = [], []
-    for score, cosine in zip(scores, cosines):
+    for known, score, cosine in zip(looked, scores, cosines):
+        if not known:
+            found.append((math.nan,) * 3)
+            drawn.append((np.full(RESAMPLES, math.nan),) * 3)
+            continue
         rank, low = ranks(score[i]), ranks(-cosine[i])
-        drawn.append((auc(rank, cosine[i] < 0), pearson(rank, low)))
-        found.append((auc(ranks(score), cosine < 0), pearson(ranks(score), ranks(-cosine))))
-    defined = [m for m, (area, _) in enumerate(found) if np.isfinite(area)] or range(len(found))
+        areas = auc(rank, cosine[i] < 0), within(score[own], cosine[own] < 0, classes)
+        drawn.append((*areas, pearson(rank, low)))
+        areas = auc(ranks(score), cosine < 0), within(score, cosine < 0, classes)
+        found.append((*areas, pearson(ranks(score), ranks(-cosine))))
+    defined = [m for m, (area, *_) in enumerate(found) if np.isfinite(area)] or range(len(found))
     found.append(tuple(np.mean([found[m] for m in defined], 0)))
     drawn.append(tuple(np.mean([drawn[m] for m in defined], 0)))
-    named = lambda values, more: {
-        **{"auc": float(values[0]), "auc_interval": interval(more[0])},
-        **{"rho": float(values[1]), "rho_interval": interval(more[1])},
-    }
-    return [named(values, more) for values, more in zip(found, drawn)]
+    names = ("auc", "within", "rho")
+    numbers = [{name: float(value) for name, value in zip(names, values)} for values in found]
+    ranges = [{f"{name}_interval": interval(values) for name, values in zip(names, more)} for more in drawn]
+    return [number | more for number, more in zip(numbers, ranges)]
 
 
 # ---------------------------------------------------------------- additive-noise model (Hoyer et al., NeurIPS 2008)
@@ -159,3 +190,15 @@ def additive_noise(cause, effect):
     fit = smooth(x, y)
     score, p = hsic(x, y - fit)
     return {"hsic": score, "p": p, "n": len(x), "cause": x, "effect": y, "fit": fit}
+
+
+def noise_gap(x, y, seed):
+    """HSIC of the model x -> y less that of y -> x, (n,) x2: below 0 x is the better cause; and its 95 % interval.
+
+    The interval is over points, from GAP_RESAMPLES bootstrap samples of at most GAP_POINTS of them.
+    """
+    sound = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    gap = lambda i: additive_noise(x[i], y[i])["hsic"] - additive_noise(y[i], x[i])["hsic"]
+    rng, size = np.random.default_rng(seed), min(len(sound), GAP_POINTS)
+    drawn = [gap(rng.choice(sound, size)) for _ in range(GAP_RESAMPLES)]
+    return float(gap(sound)), tuple(float(v) for v in np.quantile(drawn, (0.025, 0.975)))

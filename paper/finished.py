@@ -209,8 +209,11 @@ def fig11(args):
 
 
 # ---------------------------------------------------------------- ANM: which is the cause?
+GRADIENTS = {"cos": "G_oracle", "cos_cls": "G_cls"}  # column of fig1 and persample: whose cosine with G_ssl it holds
+
+
 def read_columns(path, names):
-    """Two columns of a csv that was written here, and its step, as arrays; UserError names what is missing."""
+    """Columns of a csv that was written here, and its step, as arrays; UserError names what is missing."""
     try:
         with open(path) as file:
             rows = list(csv.DictReader(file))
@@ -224,30 +227,37 @@ def read_columns(path, names):
 @command(
     flag("--csv", type=Path, required=True, help="the csv of fig1 or persample"),
     flag("--column", default="skewness_train", help="its column for skewness"),
+    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the bootstrap"),
 )
 def anm(args):
-    """Additive-noise model, skewness -> conflict and back, on the numbers of fig1, or of persample at one moment."""
-    x, cos, step = read_columns(args.csv, (args.column, "cos"))
+    """Additive-noise model, skewness -> conflict and back, for G_oracle and G_cls: fig1, or persample's last moment."""
+    x, *cosines, step = read_columns(args.csv, (args.column, *GRADIENTS))
     if len(np.unique(step)) < len(step):  # persample.csv: the samples of the last moment
-        x, cos = x[step == step.max()], cos[step == step.max()]
-    fits = {
-        "skewness -> conflict": evidence.additive_noise(x, -cos),
-        "conflict -> skewness": evidence.additive_noise(-cos, x),
-    }
+        last = step == step.max()
+        x, cosines = x[last], [cos[last] for cos in cosines]
     printed = {method: float(value) for (method, *_), value in reported().items() if "ANM" in method}
-    paper = {way: printed[f"{way.replace(' -> ', '->')} ANM score"] for way in fits}
     source = args.csv.with_suffix(".json")
     made = read_json(source) if source.exists() else {"data": "data not recorded", "seed": "?", "args": {}}
     setting = " ".join(str(made["args"].get(key, "")) for key in ("task", "backbone", "ssl", "select"))
-    n = fits["skewness -> conflict"]["n"]
-    title = f"Additive-noise model on {args.csv.name}, {args.column} and - cosine: {setting}, seed {made['seed']}"
-    figure = draw.draw_anm(fits, f"{title}, n = {n}\n{made['data']}")
-    found = {way: {"hsic": fit["hsic"], "p": fit["p"], "paper": paper[way]} for way, fit in fits.items()}
-    rows = [
-        {"direction": way, "cause": a, "effect": b, "fit": c}
-        for way, fit in fits.items()
-        for a, b, c in zip(fit["cause"].tolist(), fit["effect"].tolist(), fit["fit"].tolist())
-    ]
+    found, rows, texts, first = {}, [], [], None
+    for gradient, cos in zip(GRADIENTS.values(), cosines):
+        ways = {"skewness -> conflict": (x, -cos), "conflict -> skewness": (-cos, x)}
+        fits = {way: evidence.additive_noise(*pair) for way, pair in ways.items()}
+        gap, interval = evidence.noise_gap(x, -cos, args.seed)
+        first = first or fits
+        found[gradient] = {way: {"hsic": fit["hsic"], "p": fit["p"]} for way, fit in fits.items()}
+        found[gradient] |= {"gap": gap, "gap_interval": interval}
+        scores = ", ".join(f"{way} {fit['hsic']:.3f} (p = {fit['p']:.2g})" for way, fit in fits.items())
+        texts.append(f"with {gradient}: {scores}, difference {draw.with_interval(found[gradient], 'gap')}")
+        for way, fit in fits.items():
+            columns = zip(fit["cause"].tolist(), fit["effect"].tolist(), fit["fit"].tolist())
+            head = {"gradient": gradient, "direction": way}
+            rows += [head | dict(zip(("cause", "effect", "fit"), values)) for values in columns]
+    found["paper"] = {way: printed[f"{way.replace(' -> ', '->')} ANM score"] for way in first}
+    n = first["skewness -> conflict"]["n"]
+    title = f"Additive-noise model on {args.csv.name}, {args.column} and - cos(G_ssl, G_oracle): {setting}"
+    figure = draw.draw_anm(first, f"{title}, seed {made['seed']}, n = {n}\n{made['data']}")
     wrote = draw.write(args, figure, made["data"], n, made["seed"], rows, found)
-    texts = [f"{way} {f['hsic']:.3f} (p = {f['p']:.2g}; the paper {f['paper']:g})" for way, f in found.items()]
-    return f"HSIC of residual and cause, lower fits better: {', '.join(texts)}, n = {n}\n{wrote}"
+    theirs = ", ".join(f"{way} {value:g}" for way, value in found["paper"].items())
+    said = f"HSIC of residual and cause, lower fits better; {'; '.join(texts)}; n = {n}; intervals over points"
+    return f"{said}; the paper: {theirs}\n{wrote}"

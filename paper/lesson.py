@@ -12,13 +12,13 @@ import data
 from engine.base import UserError
 from engine.picture import LEVELS, scatter
 from paper import command, conflict, draw, evidence
-from paper.figures import CLOUDS, EVERY, SAMPLES, settled, training, watch
+from paper.figures import CLOUDS, EVERY, SAMPLES, SCORED, settled, training, watch
 from paper.finished import eval_skewness, extremes
 
 NAMES = {"M": "M: clean models", "S": "S: other models", "SC": "SC: simulated scans"}
 
 
-@command(training(select="all"), EVERY, SAMPLES, CLOUDS, folder="results/lesson")
+@command(training(select="all"), EVERY, SCORED, SAMPLES, CLOUDS, folder="results/lesson")
 def lesson(args):
     """What a lecturer shows, from one watched run without SM-DSB and a second one with it."""
     settled(args, pcm=False)
@@ -41,7 +41,7 @@ def lesson(args):
     ours = watch(masked, lambda *live: None)
     src = base.src
     clouds = {key: src if key == src.key else data.load_domain(args.data, key) for key in domains}
-    series, table = draw.columns(steps), conflict.predict_conflict(samples, args.seed)
+    series, table = draw.columns(steps), conflict.predict_conflict(samples, agree, args.seed)
     found = evidence.correlations(series["skewness_eval"], series["cos"], args.seed)
     points = data.evaluation_subset(src.test, args.points)
     sk, _ = eval_skewness(base.model, points, src.test_labels, args.alpha)

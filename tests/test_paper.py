@@ -63,7 +63,7 @@ def quick(shapes, monkeypatch):
 def settings(**more):
     """Flags of a tiny run, settled."""
     flags = {"task": "M_SC", "data": "shapes", "backbone": "pointnet", "points": 64, "batch_size": 8, "steps": 6}
-    return stage1_ssl.settle(SimpleNamespace(**stage1_ssl.SETTINGS | flags | {"device": "cpu"} | more))
+    return stage1_ssl.settle(SimpleNamespace(**stage1_ssl.SETTINGS | flags | {"device": "cpu", "scored": 9} | more))
 
 
 def moving(ssl, seed=0):
@@ -115,9 +115,9 @@ def test_frozen_statistics_are_frozen(shapes):
     model, task = moving("selfdist")
     view = task.views(shapes["M"].train[:4], shapes["M"].train_labels[:4], True, torch.Generator().manual_seed(0))
     G = torch.randn(sum(p.numel() for p in model.encoder.parameters()), generator=torch.Generator().manual_seed(1))
-    cosines = conflict.own_cosines(model, task, view, G)
+    cosines = [cos for (cos,) in conflict.own_cosines(model, task, view, (G,))]
     one = ssl_tasks.View(view.x[2:3], view.y[2:3], view.weak[2:3])
-    assert conflict.own_cosines(model, task, one, G)[0] == pytest.approx(cosines[2], abs=1e-5)
+    assert conflict.own_cosines(model, task, one, (G,))[0][0] == pytest.approx(cosines[2], abs=1e-5)
     with conflict.frozen(model, task):
         loss = task(model, view, None, None)
         own = torch.stack([conflict.encoder_gradient(v, model) for v in loss])
@@ -133,12 +133,15 @@ def test_oracle_gradient_is_that_of_the_mean_loss(shapes):
     """Chunks and halves add up to the gradient of the mean cross-entropy, statistics frozen."""
     model, _ = moving("selfdist")
     x, y = shapes["SC"].train[:7, :64], shapes["SC"].train_labels[:7]
-    G, halves = conflict.oracle_gradient(model, x, y, batch=2)
+    G, halves = conflict.mean_gradient(model, x, y, batch=2)
     with conflict.frozen(model):
         whole = conflict.encoder_gradient(torch.nn.functional.cross_entropy(model(x), y), model)
     assert cosine(G, whole) == pytest.approx(1, abs=1e-5)
     assert G.norm() == pytest.approx(whole.norm().item(), rel=1e-3)
-    assert -1 <= halves <= 1
+    assert torch.allclose(sum(halves) / 7, G) and not torch.allclose(*halves)
+    with conflict.frozen(model):
+        other = conflict.encoder_gradient(torch.nn.functional.cross_entropy(model(x[1::2]), y[1::2]), model)
+    assert cosine(halves[1], other) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("ssl, select", [("selfdist", "low"), ("defrec", "low"), ("defrec", "random")])
@@ -259,18 +262,21 @@ def planted(effect, seed, n=500, P=150):
         def forward(self, model, view, features, generator):
             return (model.encoder.weight * view.x).sum((1, 2))
 
-    cosines = conflict.own_cosines(model, Toy(), ssl_tasks.View(x), direction.flatten(), "toy")
+    cosines = [cos for (cos,) in conflict.own_cosines(model, Toy(), ssl_tasks.View(x), (direction.flatten(),), "toy")]
     assert cosines[3] == pytest.approx(torch.cosine_similarity(x[3].flatten(), direction.flatten(), 0).item(), abs=1e-5)
     return score.numpy()[None], np.array(cosines)[None]
+
+
+ONE = np.zeros(500, int)  # all of one class
 
 
 def test_a_small_planted_effect_is_found_and_none_is_not():
     """r = .3 between score and cosine: both intervals exclude chance. None: both hold it. Reversed: below."""
     for effect, side in ((0.3, 1), (-0.3, -1)):
-        found = evidence.prediction(*planted(effect, 0), seed=0)[0]
+        found = evidence.prediction(*planted(effect, 0), ONE, seed=0)[0]
         ends = [side * (v - c) for name, c in (("auc", 0.5), ("rho", 0)) for v in found[f"{name}_interval"]]
         assert min(ends) > 0 and 0.55 < max(found["auc"], 1 - found["auc"]) < 0.7
-    none = evidence.prediction(*planted(0.0, 0), seed=0)[0]
+    none = evidence.prediction(*planted(0.0, 0), ONE, seed=0)[0]
     assert (
         none["auc_interval"][0] < 0.5 < none["auc_interval"][1]
         and none["rho_interval"][0] < 0 < none["rho_interval"][1]
@@ -280,7 +286,7 @@ def test_a_small_planted_effect_is_found_and_none_is_not():
 def test_the_interval_holds_chance_about_as_often_as_it_says():
     """Without an effect, 95 % of intervals hold .5 (here of 100 draws, n = 500)."""
     rng = np.random.default_rng(0)
-    draws = [evidence.prediction(*rng.normal(size=(2, 1, 500)), seed=s)[0]["auc_interval"] for s in range(100)]
+    draws = [evidence.prediction(*rng.normal(size=(2, 1, 500)), ONE, seed=s)[0]["auc_interval"] for s in range(100)]
     assert 90 <= sum(low <= 0.5 <= high for low, high in draws) <= 99
 
 
@@ -290,12 +296,70 @@ def test_moments_without_a_conflict_have_no_auc():
     score, cosine = rng.normal(size=(2, 3, 60))
     cosine[1] = np.abs(cosine[1])
     cosine[0, 7] = np.nan
-    one, two, three, mean = evidence.prediction(score, cosine, 0)
+    one, two, three, mean = evidence.prediction(score, cosine, np.arange(60) % 3, 0)
     keep = np.arange(60) != 7
     assert one["auc"] == pytest.approx(brute_auc(score[0, keep], cosine[0, keep] < 0))
     assert np.isnan(two["auc"]) and np.isnan(two["auc_interval"]).all() and np.isfinite(two["rho"])
     assert mean["auc"] == pytest.approx((one["auc"] + three["auc"]) / 2)
-    assert all(np.isnan(f["auc"]) for f in evidence.prediction(score, np.abs(score), 0))
+    assert all(np.isnan(f["auc"]) for f in evidence.prediction(score, np.abs(score), np.arange(60) % 3, 0))
+
+
+def test_auc_within_classes_is_free_of_their_composition():
+    """One class conflicts and has high scores, within a class the score is noise: pooled .9, within .5; by pairs."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(400) % 2
+    score = rng.normal(size=(1, 400)) + 3 * classes
+    cosine = np.where(rng.random((1, 400)) < 0.1 + 0.8 * classes, -1.0, 1.0)
+    (found, _) = evidence.prediction(score, cosine, classes, 0)
+    wins = [
+        (p > q) + (p == q) / 2
+        for c in (0, 1)
+        for p in score[0, (classes == c) & (cosine[0] < 0)]
+        for q in score[0, (classes == c) & (cosine[0] >= 0)]
+    ]
+    assert found["within"] == pytest.approx(np.mean(wins)) and found["auc"] > 0.8
+    low, high = found["within_interval"]
+    assert low < 0.5 < high and found["auc_interval"][0] > 0.8
+
+
+def test_no_auc_where_the_halves_of_g_oracle_are_apart():
+    """Below a cosine of .5 nothing is computed and the table says so; the mean is over the other moments."""
+    rng, names = np.random.default_rng(0), (*conflict.PREDICTORS, "cos", "cos_half_0", "cos_half_1", "cos_again")
+    rows = [
+        {"step": t, "class": k % 2} | dict(zip(names, rng.normal(size=len(names)))) for t in (1, 2) for k in range(40)
+    ]
+    table = conflict.predict_conflict(rows, {1: 0.49, 2: 0.5}, 0)
+    one, two, mean = (row for row in table if row["score"] == "skewness_eval")
+    assert (
+        np.isnan([one["auc"], one["within"], one["rho"]]).all()
+        and np.isfinite(two["auc"])
+        and mean["auc"] == two["auc"]
+    )
+    shares = conflict.conflict_shares(rows, {1: 0.49, 2: 0.5})
+    cos = np.array([[row[name] for name in names[-4:]] for row in rows[:40]]) < 0
+    assert shares[0]["same_sign_halves"] == np.mean(cos[:, 1] == cos[:, 2])
+    assert shares[0]["same_sign_draws"] == np.mean(cos[:, 0] == cos[:, 3])
+    text = figures.persample_table(table, shares, "title", {"device": "CPU", "commit": "abc"})
+    assert text.count("G_oracle unknown") == 3 * len(conflict.PREDICTORS) and "within classes" in text
+
+
+def test_fig_1_scores_the_same_clouds_at_every_step(shapes):
+    """Two looks at one model give one mean, whatever the step's batch is; another set gives another."""
+    model, task = moving("defrec")
+    live = model, task, shapes["M"], shapes["SC"]
+    rows = [conflict.step_conflict(t, settings(ssl="defrec", scored=n), *live)[0] for t, n in ((0, 9), (3, 9), (0, 16))]
+    assert (
+        rows[0]["skewness_eval"] == rows[1]["skewness_eval"] and rows[0]["skewness_train"] == rows[1]["skewness_train"]
+    )
+    assert rows[0]["cos"] != rows[1]["cos"] and rows[0]["skewness_eval"] != rows[2]["skewness_eval"]
+    assert sum(len(view.x) for view in conflict.scored(settings(scored=9), task, shapes["M"])) == 8  # not one alone
+
+
+def test_the_gap_of_two_noise_models_has_an_interval():
+    """x causes y = x^3 + noise: below zero with its interval, and the reverse the other way round."""
+    x, y = cubic(0)
+    gap, (low, high) = evidence.noise_gap(x, y, 0)
+    assert low < gap < high < 0 and evidence.noise_gap(y, x, 0)[0] == pytest.approx(-gap)
 
 
 def test_block_bootstrap_draws_whole_stretches():
@@ -427,7 +491,8 @@ def test_figures_of_finished_runs(what, runs, tmp_path, capsys):
     """The same from what runs have left."""
     numbers = tmp_path / "numbers.csv"
     x, y = cubic(0, 60)
-    numbers.write_text("step,skewness_train,cos\n" + "".join(f"{i},{a},{b}\n" for i, (a, b) in enumerate(zip(x, -y))))
+    lines = "".join(f"{i},{a},{b},{a % 1}\n" for i, (a, b) in enumerate(zip(x, -y)))
+    numbers.write_text(f"step,skewness_train,cos,cos_cls\n{lines}")
     (tmp_path / "numbers.json").write_text('{"data": "built-in shapes", "seed": 0, "args": {"task": "M_SC"}}')
     ckpt = runs / "low" / "stage1.pt"
     more = {
@@ -441,8 +506,10 @@ def test_figures_of_finished_runs(what, runs, tmp_path, capsys):
     _, record = drawn(tmp_path / what)
     found = record["statistics"]
     if what == "anm":
-        there, back = found["skewness -> conflict"], found["conflict -> skewness"]
-        assert there["p"] > back["p"] and (there["paper"], back["paper"]) == (0.16, 0.25)
+        there, back = found["G_oracle"]["skewness -> conflict"], found["G_oracle"]["conflict -> skewness"]
+        assert there["p"] > back["p"] and list(found["paper"].values()) == [0.16, 0.25]
+        low, high = found["G_oracle"]["gap_interval"]
+        assert low < found["G_oracle"]["gap"] < high < 0 and found["G_cls"]["gap"] > found["G_oracle"]["gap"]
     if what == "fig7":
         assert found["paper"] == 0.1 and 0 <= found["share_wrong"] <= 1
     if what == "fig8":
@@ -555,6 +622,19 @@ def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(other | {"task": "M_S"}))
     with pytest.raises(base.UserError, match="direction"):
         finished.results_of([runs / "low", tmp_path])
-    (tmp_path / "result.json").write_text(json.dumps(other | {"points": 65}))
-    with pytest.raises(base.UserError, match="more than"):
-        finished.fig8(SimpleNamespace(runs=[runs / "low", tmp_path], beta=0.7))
+    flags = other["stage1"]["flags"]
+    for more in ({"points": 65}, {"select": "random"}, {"measure": "eval"}, {"batch_size": 64}, {"score": "gini"}):
+        (tmp_path / "result.json").write_text(json.dumps(other | {"stage1": other["stage1"] | {"flags": flags | more}}))
+        with pytest.raises(base.UserError, match="more than"):
+            finished.fig8(SimpleNamespace(runs=[runs / "low", tmp_path], beta=0.7))
+
+
+@pytest.mark.parametrize("where, value", [("args", "M_S"), ("data", "0" * 64)])
+def test_fig11_takes_one_target_and_one_data_set(runs, tmp_path, monkeypatch, where, value):
+    """Two maps coloured with the labels of one target: another target or other clouds are refused."""
+    monkeypatch.setattr(finished, "tsne", lambda: None)
+    other = torch.load(runs / "low" / "stage1.pt", weights_only=True)
+    other["config"][where] |= {"task": value} if where == "args" else {"fingerprint": value}
+    torch.save(other, tmp_path / "other.pt")
+    argv = "fig11", "--ckpt", runs / "low" / "stage1.pt", tmp_path / "other.pt", "--out", tmp_path / "fig11"
+    assert "one target" in refusal(lambda: command(paper.main, *argv))

@@ -258,7 +258,7 @@ def test_heads_have_the_widths_of_their_authors():
         linears = [m for m in count.modules() if isinstance(m, torch.nn.Linear)]
         assert sorted(m.out_features for m in linears) == [16, 256, 256, 512] and count.dropped == 3
         region = ssl_tasks.build("gast", model, 32, data.direction("M_SC")).region
-        assert [(m.in_features, m.out_features) for m in region if isinstance(m, torch.nn.Linear)] == layers
+        assert [(m.in_features, m.out_features) for m in region.modules() if isinstance(m, torch.nn.Linear)] == layers
 
 
 @pytest.mark.parametrize("name", ["defrec", "gast", "mlsp", "selfdist"])

@@ -268,7 +268,7 @@ def test_stage2_inherits_and_overrides(root, run, tmp_path):
 
 # ---------------------------------------------------------------- pseudo-labels and the GCN
 def test_adjacency_is_the_dense_formula():
-    """At most ten most correlated neighbours above .95, self included; i sends to the j it chose; D is the in-degree."""
+    """The ten most correlated neighbours above .95 at most, self included; i sends to those it chose; D is in-degree."""
     g = torch.Generator().manual_seed(0)
     f = torch.randn(5, 64, generator=g).repeat_interleave(8, 0) + 0.1 * torch.randn(40, 64, generator=g)
     r = np.corrcoef(f.numpy())
@@ -281,7 +281,7 @@ def test_adjacency_is_the_dense_formula():
 
 
 def test_messages_follow_pygs_rule_on_an_asymmetric_graph(monkeypatch):
-    """Edge by edge: for each pair (i, j), node j adds x_i / sqrt(d_i d_j), d counting what arrives; not the transpose."""
+    """Edge by edge: for a pair (i, j), node j adds x_i / sqrt(d_i d_j), d counting what arrives; not the transpose."""
     monkeypatch.setattr(stage2_pseudo, "NEIGHBOURS", 3)
     g = torch.Generator().manual_seed(1)
     f = torch.randn(1, 64, generator=g) + 0.25 * torch.randn(30, 64, generator=g)

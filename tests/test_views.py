@@ -155,7 +155,7 @@ def plain_distortion(points, noise, granularity):
     noise = noise[:, : nodes[0], : nodes[1], : nodes[2]]
     for axis in (1, 2, 3, 1, 2, 3):
         noise = uniform_filter1d(noise, 3, axis=axis, mode="constant")
-    axes = [np.linspace(l - granularity, l + granularity * (n - 2), n) for l, n in zip(low, nodes)]
+    axes = [np.linspace(a - granularity, a + granularity * (n - 2), n) for a, n in zip(low, nodes)]
     look = RegularGridInterpolator(axes, noise.transpose(1, 2, 3, 0), bounds_error=False, fill_value=0)
     return look(points)
 
