@@ -19,20 +19,11 @@ from torch import nn
 import data
 import models
 import ssl_tasks
+import stage1_ssl
 from engine.base import UserError, cli, file_hash, generator, seed_of
 from engine.flags import Parser, add_flags, number
 from engine.run import Run, load_checkpoint
-from stage1_ssl import (
-    CHOICES,
-    SETTINGS as STAGE1,
-    evaluator,
-    joining,
-    load,
-    optimisation,
-    settle,
-    step,
-    unlabelled_mask,
-)
+from stage1_ssl import CHOICES, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
 
 # ---------------------------------------------------------------- settings: what is not here comes from the checkpoint
 SETTINGS = dict(
@@ -213,7 +204,7 @@ def train(args, run, src, tgt, start, observe=None):
 
 # ---------------------------------------------------------------- command line
 FIXED = ("task", "backbone", "up", "unit_sphere")  # another one is refused
-INHERITED = [key for key in STAGE1 if key not in (*FIXED, "out", "device")]
+INHERITED = [key for key in stage1_ssl.SETTINGS if key not in (*FIXED, "out", "device")]
 
 
 def inherit(args, start):
