@@ -9,6 +9,7 @@ statistics and no dropout, and measuring leaves weights, buffers, .grad and rand
 """
 
 import copy
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -218,7 +219,7 @@ def look_at_samples(t, args, model, task, src, tgt):
     """The samples of one moment, the same clouds in the same views at each: rows, and the cosine of G_oracle's halves.
 
     Beside cos, with G_oracle, a row has cos_cls, with G_cls of the same source clouds, cos_half_0 and cos_half_1, with
-    G_oracle of every other target cloud, and cos_again, with G_oracle for a second draw of the task.
+    G_oracle of every other target cloud, and cos_again, with G_oracle for a second draw of the task and its views.
     """
     pick = lambda domain, n: torch.randperm(len(domain.train), generator=generator("cpu", args.seed, domain.key))[:n]
     i_t = pick(tgt, args.oracle_clouds).to(args.device)
@@ -235,7 +236,9 @@ def look_at_samples(t, args, model, task, src, tgt):
         view = task.views(src.train[i], src.train_labels[i], True, g)
         scores = predictors(args, model, view, b)
         cosines = own_cosines(model, task, view, (G_oracle, G_cls, *halves), *words)
-        again = own_cosines(model, task, view, (G_oracle,), *words, "again")
+        g = generator(args.device, *words, "again")  # self-distillation draws nothing but its views
+        other = task.views(src.train[i], src.train_labels[i], True, g)
+        again = own_cosines(model, task, other, (G_oracle,), *words, "again")
         for k, cloud in enumerate(i.tolist()):
             rows.append({"step": t, "cloud": cloud, "class": int(view.y[k])})
             rows[-1] |= dict(zip(("cos", "cos_cls", "cos_half_0", "cos_half_1"), cosines[k])) | {
@@ -265,18 +268,24 @@ def predict_conflict(rows, agree, seed):
     return table
 
 
+def same_sign(a, b):
+    """How often two cosines (n,) x2 of a sample have one sign, among those that have both."""
+    sound = np.isfinite(a) & np.isfinite(b)
+    return float(((a < 0) == (b < 0))[sound].mean()) if sound.any() else math.nan
+
+
 def conflict_shares(rows, agree):
     """How many samples conflict at each moment, their median cosine, and what an AUC could have reached at best.
 
     oracle_halves_cos: cosine of G_oracle's halves. same_sign_halves, same_sign_draws: how often a sample's cosine has
-    the same sign with either half, and for two draws of the task; .5 is chance.
+    the same sign with either half, and for two draws of the task and its views; .5 is chance.
     """
     table = []
     for step, halves in agree.items():
         of = lambda name: np.array([row[name] for row in rows if row["step"] == step])
         cos = of("cos")
-        table.append({"step": step, "n": len(cos), "conflict": float((cos < 0).mean())})
-        table[-1] |= {"median_cos": float(np.nanmedian(cos)), "oracle_halves_cos": halves}
-        table[-1]["same_sign_halves"] = float(((of("cos_half_0") < 0) == (of("cos_half_1") < 0)).mean())
-        table[-1]["same_sign_draws"] = float(((cos < 0) == (of("cos_again") < 0)).mean())
+        row = {"step": step, "n": len(cos), "conflict": float((cos < 0).mean())}
+        row |= {"median_cos": float(np.nanmedian(cos)), "oracle_halves_cos": halves}
+        row["same_sign_halves"] = same_sign(of("cos_half_0"), of("cos_half_1"))
+        table.append(row | {"same_sign_draws": same_sign(cos, of("cos_again"))})
     return table

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from engine.base import csv_text, plain, provenance, write_atomically
 from engine.picture import LEVELS, save_figure, scatter
 from eval import confusion_axes
-from paper.conflict import PREDICTORS
+from paper.conflict import KNOWN, PREDICTORS
 
 COLOURS = {"low": "C0", "high": "C3"}
 
@@ -72,10 +72,10 @@ def page(width, height, title, rows=1, columns=1):
 
 # ---------------------------------------------------------------- Fig. 1
 def conflict_scatter(axes, series, mode, found):
-    """Each step a point: batch-mean skewness and cos(G_ssl, G_oracle), coloured by the step."""
+    """Each step a point: mean skewness of fixed source clouds and cos(G_ssl, G_oracle), coloured by the step."""
     dots = axes.scatter(series[f"skewness_{mode}"], series["cos"], c=series["step"], s=12, cmap="viridis")
     axes.axhline(0, color="grey", lw=0.5)
-    axes.set(xlabel=f"mean skewness of the source batch ({mode} mode)", ylabel="cos(G_ssl, G_oracle)")
+    axes.set(xlabel=f"mean skewness of fixed source clouds ({mode} mode)", ylabel="cos(G_ssl, G_oracle)")
     text = f"Pearson {with_interval(found, 'pearson')}\nSpearman {with_interval(found, 'spearman')}"
     axes.set_title(f"{text}\nSpearman of differences {with_interval(found, 'spearman_of_differences')}", fontsize=8)
     axes.figure.colorbar(dots, ax=axes, label="training step")
@@ -119,7 +119,10 @@ def draw_persample(table, shares, title):
     figure, axes = page(3.2 * len(shares) + 4.5, 4.5, title, 1, len(shares) + 1)
     for ax, share in zip(axes[0], shares):
         auc_bars(ax, [row for row in table if row["step"] == share["step"]])
-        ax.set_title(f"before step {share['step']}: {share['conflict']:.0%} of {share['n']} conflict", fontsize=8)
+        known = "" if share["oracle_halves_cos"] >= KNOWN else "\nG_oracle unknown: its halves are apart"
+        ax.set_title(
+            f"before step {share['step']}: {share['conflict']:.0%} of {share['n']} conflict{known}", fontsize=8
+        )
     auc_bars(axes[0, -1], [row for row in table if row["step"] == ""])
     axes[0, -1].set_title("mean of the moments that have one", fontsize=8)
     for ax in axes[0, 1:]:

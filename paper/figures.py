@@ -124,8 +124,9 @@ def persample(args):
     write_atomically(f"{args.out}.md", text.encode())
     whole = {row["score"]: row for row in table if row["step"] == ""}
     named = ("skewness_train", "skewness_eval", "loss", "random")
-    texts = [f"{conflict.PREDICTORS[name]} {draw.with_interval(whole[name], 'auc')}" for name in named]
-    return f"mean AUC of the moments: {', '.join(texts)}\n{wrote}"
+    areas = [draw.with_interval(whole[name], "auc") or "not computed" for name in named]
+    texts = ", ".join(f"{conflict.PREDICTORS[name]} {area}" for name, area in zip(named, areas))
+    return f"mean AUC of the moments, intervals over clouds: {texts}\n{wrote}"
 
 
 def persample_table(table, shares, title, record):

@@ -16,11 +16,12 @@ from engine.base import UserError, read_json
 from engine.flags import number
 from engine.picture import three_levels
 from engine.run import load_checkpoint
-from eval import FLAGS, last_stage, name_of, read_result
+from eval import last_stage, name_of, read_result
 from models import model_of
 from paper import command, draw, evidence, flag
 from paper.conflict import frozen, maps
 from paper.published import reported
+from paper.tables import KEYS, flat, one_a_seed, pooled, trained
 from saliency import skewness
 from stage2_pseudo import describe
 
@@ -35,6 +36,11 @@ def results_of(folders):
     if len({(r["data"]["fingerprint"], r["task"]) for r in results}) > 1 or results[0]["per_point"]:
         raise UserError("the runs differ in data or direction, or segment; give runs of one direction on the same data")
     return results
+
+
+def untrained(result):
+    """ " (not trained)" where a run's last stage does not pass the gate."""
+    return "" if trained(flat([result])[-1]) else " (not trained)"
 
 
 def seeds_of(results):
@@ -53,7 +59,9 @@ def fig3(args):
     """Fig. 3: confusion matrices of runs side by side."""
     results = results_of(args.runs)
     first, classes = results[0], results[0]["classes"]
-    names = [f"{name_of(last_stage(r)['flags'])}: {last_stage(r)['source_val']['acc']:.1%}" for r in results]
+    names = [
+        f"{name_of(last_stage(r)['flags'])}: {last_stage(r)['source_val']['acc']:.1%}{untrained(r)}" for r in results
+    ]
     rows = [
         {"run": name, "true": true, "predicted": predicted, "clouds": last_stage(r)["confusion"][i][j]}
         for r, name in zip(results, names)
@@ -79,30 +87,38 @@ def mean_curves(results):
 def fig8(args):
     """Fig. 8 and 10: target accuracy against alpha and beta, and source-validation curves."""
     results = results_of(args.runs)
-    fixed = [key for key in FLAGS if key not in ("beta", "alpha")]
-    if len({str([last_stage(r)["flags"][key] for key in fixed]) for r in results}) > 1 or results[0]["select"] != "low":
+    finals, fixed = [flat([r])[-1] for r in results], [key for key in KEYS if key not in ("beta", "alpha")]
+    if len(pooled(finals, fixed)) > 1 or results[0]["select"] != "low":
         raise UserError(
             "the runs differ in more than alpha, beta and seed, or are not of low; give runs of one setting"
         )
+    for own in pooled(finals):
+        one_a_seed(own)
     rows = [
         {key: r[key] for key in ("beta", "alpha", "seed")}
         | {column: last_stage(r)[column]["acc"] for column in ("source_val", "last", "oracle")}
-        for r in results
+        | {"trained": trained(final)}
+        for r, final in zip(results, finals)
     ]
     of_beta = [row for row in rows if row["alpha"] == 1]
     of_alpha = [row for row in rows if row["beta"] == args.beta]
     curves = mean_curves([r for r in results if r["alpha"] == 1])
-    figure = draw.draw_fig8(of_beta, of_alpha, curves, f"Fig. 8, 10: {about(results)}")
+    below = sum(not row["trained"] for row in rows)
+    below = f" | not trained, in no mean: {below} of {len(rows)} runs" if below else ""
+    figure = draw.draw_fig8(of_beta, of_alpha, curves, f"Fig. 8, 10: {about(results)}{below}")
 
     def mean(part, knob):
-        values = sorted({r[knob] for r in part})
-        return {v: float(np.mean([r["source_val"] for r in part if r[knob] == v])) for v in values}
+        kept = [r for r in part if r["trained"]]
+        values = sorted({r[knob] for r in kept})
+        return {v: float(np.mean([r["source_val"] for r in kept if r[knob] == v])) for v in values}
 
     found = {"beta": mean(of_beta, "beta"), "alpha": mean(of_alpha, "alpha")}
     found["curves"] = {f"{beta:g}": {"step": step, "source": list(acc)} for beta, (step, acc) in curves.items()}
     first, text = results[0], lambda knob: ", ".join(f"{v:g}: {a:.1%}" for v, a in found[knob].items())
     wrote = draw.write(args, figure, first["data"]["name"], first["n_test"], seeds_of(results), rows, found)
-    return f"target accuracy at best source validation, by beta {text('beta')} | by alpha {text('alpha')}\n{wrote}"
+    return (
+        f"target accuracy at best source validation, by beta {text('beta')} | by alpha {text('alpha')}{below}\n{wrote}"
+    )
 
 
 # ---------------------------------------------------------------- Fig. 5, 11: from checkpoints

@@ -55,7 +55,7 @@ def lesson(args):
     wrote = draw.write(args, figure, base.name, len(steps), args.seed, steps, statistics)
     whole = next(row for row in table if row["score"] == "skewness_eval" and row["step"] == "")
     ends = ", ".join(f"{name} {accuracy[-1]:.1%}" for name, (_, accuracy) in curves.items())
-    rho, area = draw.with_interval(found, "spearman_of_differences"), draw.with_interval(whole, "auc")
+    rho, area = draw.with_interval(found, "spearman_of_differences"), draw.with_interval(whole, "auc") or "not computed"
     return f"Spearman of differences {rho}; AUC of skewness, eval, {area}; target accuracy {ends}\n{wrote}"
 
 

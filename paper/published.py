@@ -14,8 +14,8 @@ import data
 import stage2_pseudo
 from datasets import pointda, pointsegda
 from engine.base import UserError
-from eval import COLUMNS, markdown, metrics_of, name_of, records, spread
-from paper.tables import footer, one_a_seed
+from eval import COLUMNS, markdown, metrics_of, spread
+from paper.tables import GATE, flat, footer, not_trained, one_a_seed, setting_of, trained
 
 
 # ---------------------------------------------------------------- what the paper prints
@@ -119,7 +119,7 @@ LINES = {"last": "last", "source_val": "**source val**", "oracle": "oracle (a le
 
 def final(result):
     """The record of the stage that counts: the last that was run, for no adaptation the first."""
-    found = records(result)
+    found = flat([result])
     return found[0] if result["ssl"] == "none" else found[-1]
 
 
@@ -134,7 +134,14 @@ def columns_of(record, directions):
 def row_name(record):
     """The paper's name of a setting, or ours without the direction."""
     stage = "" if record["ssl"] == "none" else f", stage {record['stage']}"
-    return (method_of(record) or name_of(record).removeprefix(f"{record['task']} {record['backbone']} ")) + stage
+    theirs = None if record["start"] else method_of(record)
+    return (theirs or setting_of(record).removeprefix(f"{record['task']} {record['backbone']} ")) + stage
+
+
+def cell_of(own, key):
+    """Records of a cell as text: mean ± std of those that were trained (how many), and who was not."""
+    kept = [r[key] for r in own if trained(r)]
+    return (f"{spread(kept)} ({len(kept)})" if kept else "") + not_trained(own)
 
 
 def rows_of(finals, which):
@@ -152,17 +159,16 @@ def rows_of(finals, which):
             rows[name] = {"paper": {d: paper.get((method, which.backbone, d), "") for d in directions}}
     for name, cells in found.items():
         lines = rows.setdefault(name, {})
+        for own in cells.values():
+            one_a_seed(own)
         for column in COLUMNS:
-            for own in cells.values():
-                one_a_seed(own)
-            text = {d: f"{spread([r[f'{column}_{main}'] for r in own])} ({len(own)})" for d, own in cells.items()}
-            lines[LINES[column]] = text
+            lines[LINES[column]] = {d: cell_of(own, f"{column}_{main}") for d, own in cells.items()}
     return rows
 
 
 def average(cells, directions):
-    """Mean of a line over the directions, where none is missing."""
-    values = [float(cells[d].split()[0]) for d in directions if cells.get(d)]
+    """Mean of a line over the directions, where none is missing or not trained."""
+    values = [float(cells[d].split()[0]) for d in directions if cells.get(d, "")[:1].isdigit()]
     return f"{sum(values) / len(values):.1f}" if len(values) == len(directions) else ""
 
 
@@ -172,9 +178,10 @@ def paper_table(which, results):
     alike = {
         tuple(r[key] for key in ("data", "points", "batch_size", "eval_every", "up", "unit_sphere")) for r in finals
     }
-    trained = [data.direction(r["task"]).source for r in finals]
-    steps = {(source, r["steps"]) for source, r in zip(trained, finals)}  # epochs of what is trained on
-    if len(alike) > 1 or len(steps) > len(set(trained)):
+    sources = [data.direction(r["task"]).source for r in finals]
+    steps = {(source, r["steps"]) for source, r in zip(sources, finals)}  # epochs of what is trained on
+    clouds = {(r["task"], r["fingerprint"]) for r in finals}
+    if len(alike) > 1 or len(steps) > len(set(sources)) or len(clouds) > len({r["task"] for r in finals}):
         raise UserError(
             f"{title}: the runs differ in data, steps, points, batch size or evaluations; give those of one setting"
         )
@@ -188,6 +195,8 @@ def paper_table(which, results):
             rows.append([name if i == 0 else "", line, *texts, average(cells, directions)])
     lines = [f"# {title}: target test {metric}, percent", "", *markdown(("method", "", *names, "mean"), rows), ""]
     lines.append(f"Mean ± std over seeds (how many). {which.note} A cell that was not run is empty.")
+    if not all(map(trained, finals)):
+        lines.append(f"Not trained: below {GATE:.0%} source accuracy at the end, and in no mean.")
     if results:
         lines.append(footer(results, metric) + orientation(which, results))
     return "\n".join(lines)

@@ -13,12 +13,14 @@ import numpy as np
 from scipy import stats
 
 import data
+import stage1_ssl
 from engine.base import UserError, csv_text, write_atomically
 from engine.picture import save_figure
 from eval import FLAGS, HEAD, markdown, metrics_of, name_of, read_result, records, row
 from paper import command, flag
 
 GATE = 0.8  # source accuracy at the end, below which a run says nothing about the method
+KEYS = ("fingerprint", "stage", "start", *FLAGS)  # records alike in all of them are one setting, pooled over seeds
 # what a selection depends on: `all` on nothing, `random` on no score
 KNOBS = {"low": ("beta", "score", "alpha", "measure"), "random": ("beta",), "all": ()}
 KNOBS["high"] = KNOBS["low"]
@@ -47,17 +49,26 @@ def write_tables(out, results):
 
 
 def flat(results):
-    """One record a run and stage."""
-    return [record for result in results for record in records(result)]
+    """One record a run and stage, with what a stage 2 started from."""
+    return [record | {"start": start_of(result, record)} for result in results for record in records(result)]
 
 
-def pooled(rows):
-    """Records alike in every flag but the seed, list by list, in the order of their first. UserError: a seed twice."""
+def start_of(result, record):
+    """In words, the flags in which the stage 1 behind a record of stage 2 differs from it; "" where none does."""
+    if record["stage"] == 1:
+        return ""
+    if not result["stage1"]:
+        return "from a stage 1 elsewhere"
+    first = result["stage1"]["flags"]
+    other = [f"{key} {first[key]}" for key in FLAGS if key in stage1_ssl.SETTINGS and first[key] != record[key]]
+    return f"from a stage 1 with {' '.join(other)}" if other else ""
+
+
+def pooled(rows, keys=KEYS):
+    """Records alike in these keys, list by list, in the order of their first."""
     groups = {}
     for record in rows:
-        groups.setdefault(str([record[key] for key in ("fingerprint", "stage", *FLAGS)]), []).append(record)
-    for group in groups.values():
-        one_a_seed(group)
+        groups.setdefault(str([record[key] for key in keys]), []).append(record)
     return list(groups.values())
 
 
@@ -68,22 +79,39 @@ def one_a_seed(group):
         raise UserError(f"{name_of(group[0])}: two runs of one setting and seed; give each of them once")
 
 
+def named(groups, text, keys=KEYS):
+    """A text for each group: text(record) of its first, and the value of each key in which groups of one text differ."""
+    firsts, found = [group[0] for group in groups], []
+    for record in firsts:
+        twins = [r for r in firsts if (text(r), r["stage"]) == (text(record), record["stage"])]
+        apart = [key for key in keys if len({str(r[key]) for r in twins}) > 1]
+        found.append(", ".join([text(record), *(f"{key} {record[key]}" for key in apart)]))
+    return found
+
+
+def setting_of(record):
+    """A record's setting in words, with what it started from."""
+    return " ".join(filter(None, (name_of(record), record["start"])))
+
+
 def trained(record):
     """Whether a record's source accuracy at its end passes the GATE; segmentation has none."""
     return data.direction(record["task"]).per_point or record["last_source"] >= GATE
 
 
+def not_trained(rows):
+    """ " **not trained** (seed 0 2)" of those records that do not pass the gate, "" where all do."""
+    seeds = sorted(r["seed"] for r in rows if not trained(r))
+    return f" **not trained** (seed {' '.join(map(str, seeds))})" if seeds else ""
+
+
 def side_by_side(results):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
-    rows = flat(results)
-    several = [key for key in ("points", "batch_size", "eval_every") if len({r[key] for r in rows}) > 1]
-    lines = []
-    for alike in sorted(pooled(rows), key=lambda alike: alike[0]["stage"]):
-        cells = row(alike)
-        cells[0] += "".join(f", {key} {alike[0][key]}" for key in several)
-        below = [r["seed"] for r in alike if not trained(r)]
-        cells[0] += f" **not trained** (seed {' '.join(map(str, below))})" if below else ""
-        lines.append(cells)
+    rows, lines = flat(results), []
+    groups = sorted(pooled(rows), key=lambda alike: alike[0]["stage"])
+    for alike, name in zip(groups, named(groups, setting_of)):
+        one_a_seed(alike)
+        lines.append([name + not_trained(alike), *row(alike)[1:]])
     metric = "mean IoU" if results[0]["per_point"] else "accuracy, overall / mean class,"
     return "\n".join([*markdown(HEAD, lines), "", *differences(rows), footer(results, metric)])
 
@@ -93,7 +121,7 @@ def pairs(rows, ours, other):
 
     They share every knob that b's selection depends on: `all` is one run, whatever its beta says.
     """
-    keys = [key for key in ("fingerprint", "stage", "seed", *FLAGS) if key not in ("select", *KNOBS["low"])]
+    keys = [key for key in (*KEYS, "seed") if key not in ("select", *KNOBS["low"])]
     keys += KNOBS[other]
     found = []
     for a in rows:
@@ -110,25 +138,35 @@ def gap(a, b, column):
 
 
 def differences(rows):
-    """Does `low` beat the controls? Its score minus theirs, paired by seed, trained runs alone: lines of markdown."""
+    """Does `low` beat the controls? Its score minus theirs, paired by seed, trained runs alone: lines of markdown.
+
+    A line for each setting of low, and one for each that was run in several directions or on several bases. In a line
+    a run of the controls has one partner.
+    """
     own = [r for r in rows if r["mtl"] == "sum" and not data.direction(r["task"]).oracle and trained(r)]
     found = {other: pairs(own, "low", other) for other in ("all", "random", "high")}
+    ours, free = [r for r in own if r["select"] == "low"], ["task", "ssl", "fingerprint"]
+    if own and data.direction(own[0]["task"]).per_point:
+        free += ["steps", "eval_every"]  # there both follow from how many bodies a direction has
+    settings, kept = pooled(ours), [key for key in KEYS if key not in free]
+    families = [group for group in pooled(ours, kept) if len(pooled(group)) > 1]
+    names = [*named(settings, setting_of), *named(families, family_of, kept)]
     lines = []
     for column in ("last", "source_val"):
-        of = lambda each, keep: [(a["seed"], gap(a, b, column)) for a, b in each if keep(a)]
-        for group in pooled([r for r in own if r["select"] == "low"]):
-            texts = [by_seed(of(each, lambda a: a in group)) for each in found.values()]
-            name = f"{name_of(group[0])}, stage {group[0]['stage']}, {column}"
-            lines += [[name, *texts]] if any(texts) else []
-        for n in (1, 2):  # a run's two stages are not independent
-            texts = [by_seed(of(each, lambda a: a["stage"] == n)) for each in found.values()]
-            lines += [[f"all of stage {n}, {column}", *texts]] if any(texts) else []
+        for group, name in zip([*settings, *families], names):
+            part = {id(a) for a in group}
+            of = lambda each: [(a["seed"], gap(a, b, column)) for a, b in each if id(a) in part]
+            texts = [by_seed(of(each)) for each in found.values()]
+            lines += [[f"{name}, stage {group[0]['stage']}, {column}", *texts]] if any(texts) else []
     head = ("low minus, points ± standard error over seeds", *found)
-    return (
-        [*markdown(head, lines), "", f"Runs below the gate ({GATE:.0%} source accuracy) are left out.", ""]
-        if lines
-        else []
-    )
+    note = f"Runs below the gate ({GATE:.0%} source accuracy) are left out."
+    return [*markdown(head, lines), "", note, ""] if lines else []
+
+
+def family_of(record):
+    """A record's setting in words, but for its direction and base."""
+    _, backbone, _, more = setting_of(record).split(" ", 3)
+    return f"all directions and bases, {backbone} {more}"
 
 
 def by_seed(gaps):
@@ -136,7 +174,7 @@ def by_seed(gaps):
 
     Pairs of one seed share initial weights, order and test clouds, so they are averaged first; n is of seeds. A mean
     inside the 95 % interval of zero is called too small to see, with the smallest effect that n seeds would have shown
-    four times in five: (t(.975) + t(.8)) standard errors with n - 1 degrees of freedom.
+    four times in five: (t(.975) + t(.8)) standard errors with n - 1 degrees of freedom, 2.8 of them for many seeds.
     """
     if not gaps:
         return ""
@@ -176,12 +214,13 @@ def draw_curves(path, results):
     figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot()
     colours, palette = {}, colormaps["tab20"].colors
-    for r in results:
+    finals = [flat([r])[-1] for r in results]
+    for r, name in zip(results, named([[record] for record in finals], setting_of)):
         begin, curve = 0, []
         for part in (r["stage1"], r["stage2"]):
             if part:
                 curve += [(begin + p["step"], p["target"]) for p in part["curve"]]
-                begin, name = curve[-1][0], name_of(part["flags"])
+                begin = curve[-1][0]
         if r["stage1"] and r["stage2"]:
             axes.axvline(r["stage1"]["curve"][-1]["step"], color="grey", lw=0.5)
         label = None if name in colours else name  # seeds share a colour and a line of the legend

@@ -1,25 +1,15 @@
-"""Tables from made-up results: who lands in which cell, that a cell nobody ran is empty, which cells are missing."""
+"""Tables from made-up results: who lands in which cell, and that a cell nobody ran is empty."""
 
 import json
-import re
-import shlex
-import subprocess
-from argparse import Namespace
-from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 import data
 import eval as evaluation
-import stage1_ssl
 from engine.base import UserError
 from fixtures import command, refusal
 from paper import __main__ as paper
 from paper import published, tables
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, **more):
@@ -168,6 +158,43 @@ def test_no_two_settings_meet_in_a_cell(more):
         assert sum(cells[0] == "90.0 (1)" for (_, line), cells in found.items() if line == "last") == 1
 
 
+OTHER = dict(task="M_SC", backbone="pointnet", ssl="gast", select="high", beta=0.3, steps=20, score="gini", alpha=2.0)
+OTHER |= dict(measure="eval", mtl="cgdm", points=32, batch_size=16, eval_every=7, perturb=[0, 0], gcn_iters=0)
+OTHER |= dict(scratch=True, filter_stream=True, up="y", unit_sphere=True)
+
+
+@pytest.mark.parametrize("key", evaluation.FLAGS)
+@pytest.mark.parametrize("select", ["low", "random", "all"])
+def test_every_flag_is_a_setting_of_its_own(key, select):
+    """Rows, and lines of differences, that differ in one flag differ in their text, too."""
+    plain = dict(select=select, up="z", unit_sphere=False, filter_stream=False)
+    one, two = result(**plain), result(**plain | {key: OTHER[key]})
+    rows = tables.side_by_side([one, two]).split("\n\n")[0].splitlines()[2:]
+    assert len(rows) == len({tuple(row.split(" | ")[:2]) for row in rows}) == 4  # setting, stage
+
+
+def test_a_stage_2_says_what_it_started_from():
+    """Another selection in stage 1, or a stage 1 in another folder: rows of their own, in the paper's table, too."""
+    mixed, lone = result(acc=0.2, seed=1), result(acc=0.3, seed=2) | {"stage1": None}
+    mixed["stage1"] = mixed["stage1"] | {"flags": mixed["stage1"]["flags"] | {"select": "all"}}
+    runs = [result(acc=0.1), mixed, lone]
+    names = [line.split(" | ")[0] for line in tables.side_by_side(runs).splitlines() if " | 2 | " in line]
+    plain = "| M_S dgcnn selfdist low 0.7"
+    assert names == [plain, f"{plain} from a stage 1 with select all", f"{plain} from a stage 1 elsewhere"]
+    found = paper_cells("table1", runs)
+    assert found["Self-dist GCN + SM-DSB, stage 2", "last"][0] == "10.0 (1)"
+    assert found["selfdist low 0.7 from a stage 1 with select all, stage 2", "last"][0] == "20.0 (1)"
+
+
+def test_runs_on_other_clouds_do_not_meet():
+    """Two fingerprints of one direction: rows with both said, and no table of the paper."""
+    runs = [result(), result(seed=1)]
+    runs[1]["data"] = runs[1]["data"] | {"fingerprint": "e" * 64}
+    text = tables.side_by_side(runs)
+    assert "fingerprint ffffffffffff" in text and "fingerprint eeeeeeeeeeee" in text
+    assert "differ" in refusal(lambda: published.paper_table(published.TABLES["table1"], runs))
+
+
 def test_a_seed_counts_once():
     """Two runs of one setting and seed are refused, in an ordinary table and in the paper's."""
     runs = [result(acc=0.1), result(acc=0.9)]
@@ -187,7 +214,23 @@ def test_an_untrained_run_is_named_and_left_out():
     for run in planted:
         run["stage1"]["curve"][-1]["source"] = 0.3
     assert "low minus" not in tables.side_by_side(planted)
-    assert tables.trained(record("low", 0, 0.5, task="seg_F_A", last_source=0.1))
+    assert tables.trained({"task": "seg_F_A", "last_source": 0.1})
+
+
+def test_an_untrained_run_is_no_part_of_the_papers_table():
+    """Its cell says so and has the others' mean; the mean over directions is empty where nothing is trained."""
+    plant = lambda task, seed, acc, source: (
+        result(task, seed=seed, acc=acc)
+        | {f"stage{n}": result(task, seed=seed, acc=acc)["stage1"] | {"curve": [{"source": source}]} for n in (1, 2)}
+    )
+    which = published.TABLES["table1"]
+    runs = [result(task) for task in which.directions[1:]]
+    runs += [plant(which.directions[0], 0, 0.5, 0.9), plant(which.directions[0], 1, 0.9, 0.79)]
+    found = paper_cells("table1", runs)["Self-dist GCN + SM-DSB, stage 2", "last"]
+    assert found[0] == "50.0 (1) **not trained** (seed 1)" and found[-1] == "50.0"
+    assert "below 80% source" in published.paper_table(which, runs)
+    found = paper_cells("table1", [*runs[:-2], runs[-1]])["Self-dist GCN + SM-DSB, stage 2", "last"]
+    assert found[0] == "**not trained** (seed 1)" and found[-1] == ""
 
 
 def test_runs_that_do_not_belong_together_are_refused():
@@ -237,167 +280,9 @@ def test_a_result_of_another_version_is_one_line(tmp_path):
         assert f"eval.py --run {tmp_path}" in text
 
 
-def record(select, seed, acc, stage=1, **more):
-    """A record as far as pairs and differences read it."""
-    flags = {key: None for key in evaluation.FLAGS} | dict(task="M_S", backbone="pointnet", ssl="defrec", mtl="sum")
-    flags |= dict(beta=0.7, alpha=1.0, score="skewness", select=select, seed=seed, last_source=0.9)
-    return {"fingerprint": "f", "stage": stage, "last_acc": acc, "source_val_acc": acc, **flags, **more}
-
-
-def test_pairs_share_what_the_other_depends_on():
-    """`all` is found whatever its beta, and once; `random` with the same beta; `high` with the same score, too."""
-    ours = [record("low", 0, 0.5, beta=0.3), record("low", 1, 0.6, beta=0.3, score="gini")]
-    others = [record("all", 0, 0.1), record("all", 0, 0.2, beta=0.9), record("all", 1, 0.3, stage=2)]
-    others += [record("random", 0, 0.3), record("random", 1, 0.4, beta=0.3)]
-    others += [record("high", 1, 0.5, beta=0.3), record("high", 1, 0.6, beta=0.3, score="gini")]
-    accs = lambda other: [(a["seed"], b["source_val_acc"]) for a, b in tables.pairs([*others, *ours], "low", other)]
-    assert accs("all") == [(0, 0.2)] and accs("random") == [(1, 0.4)] and accs("high") == [(1, 0.6)]
-
-
-def test_differences_pair_runs_by_seed():
-    """low minus random, all and high by hand, in both columns; a comparator and an oracle have no part in it."""
-    runs = [record("low", 0, 0.5), record("low", 1, 0.6), record("random", 1, 0.5), record("random", 0, 0.3)]
-    runs += [record("all", 1, 0.7), record("all", 0, 0.9, mtl="pcgrad"), record("high", 5, 0.1)]
-    runs += [record("low", 0, 0.5, task="S_S"), record("all", 0, 0.9, task="S_S")]
-    lines = [line for line in tables.differences(runs) if "source_val" in line]
-    one, two = "-10.0 (1 seed, 1 pairs: says nothing)", "+15.0 ± 5.0 (2 seeds, 2 pairs): not seen, smallest visible"
-    assert lines[0].startswith(f"| M_S pointnet defrec low 0.7, stage 1, source_val | {one} | {two}")
-    assert lines[1].startswith(f"| all of stage 1, source_val | {one} | {two}")
-    assert len(lines) == 2 and tables.differences(runs[:2]) == []
-    stages = [record(*each, stage=n) for each in (("low", 0, 0.5), ("all", 0, 0.4)) for n in (1, 2)]
-    assert sum("+10.0" in line for line in tables.differences(stages)) == 2 * (2 + 2)  # a stage is a row of its own
-
-    # a beta and a measuring mode have a row of their own, beside the controls that share them
-    knobs = [("low", 0.3, 0.2), ("random", 0.3, 0.1), ("random", 0.7, 0.4)]
-    modes = [("low", "eval", 0.8), ("high", "eval", 0.6), ("high", "x", 0)]
-    runs = [record(select, 0, acc, beta=beta) for select, beta, acc in knobs]
-    runs += [record(select, 0, acc, measure=mode) for select, mode, acc in modes]
-    lines = tables.differences([*runs, record("low", 0, 0.5), record("all", 0, 0.6, beta=0.9)])
-    numbers = {line.split(" | ")[0]: re.findall(r"[+-]\d+\.\d", line) for line in lines if ", last" in line}
-    assert numbers["| M_S pointnet defrec low 0.3, stage 1, last"] == ["-40.0", "+10.0"]
-    assert numbers["| M_S pointnet defrec low 0.7 measured in eval mode, stage 1, last"] == ["+20.0", "+40.0", "+20.0"]
-    assert numbers["| M_S pointnet defrec low 0.7, stage 1, last"] == ["-10.0", "+10.0"]
-
-
-def test_errors_are_clustered_by_seed():
-    """Four pairs of two seeds are two numbers; one `all` run paired four times is one seed and has no error."""
-    assert tables.by_seed([(0, 1.0), (0, 3.0), (1, 5.0), (1, 7.0)]).startswith("+4.0 ± 2.0 (2 seeds, 4 pairs)")
-    assert tables.by_seed([(0, 2.0)] * 4) == "+2.0 (1 seed, 4 pairs: says nothing)"
-    same = [record("low", 0, 0.5, beta=beta) for beta in (0.3, 0.5, 0.7, 0.9)] + [record("all", 0, 0.4)]
-    (line,) = [line for line in tables.differences(same) if line.startswith("| all of stage 1, last")]
-    assert "±" not in line and "1 seed, 4 pairs" in line
-
-
-def test_what_cannot_be_seen_is_called_that():
-    """Against the t-test by hand: four seeds around 1 are not seen, around 9 they are."""
-    small, large = [(s, v) for s, v in enumerate((3, -1, 2, 0))], [(s, v) for s, v in enumerate((9, 10, 8, 9))]
-    error = np.std([3, -1, 2, 0], ddof=1) / 2
-    visible = (stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * error
-    assert tables.by_seed(small) == f"+1.0 ± {error:.1f} (4 seeds, 4 pairs): not seen, smallest visible {visible:.1f}"
-    assert "not seen" not in tables.by_seed(large) and stats.ttest_1samp([9, 10, 8, 9], 0).pvalue < 0.05
-
-
 def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
     """Everything a table was made from."""
     command(paper.main, "table", write(tmp_path, result(acc=2 / 3)), "--out", tmp_path / "t")
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and {"stage", "seed", "score", "last_acc", "fingerprint"} <= set(lines[0].split(","))
     assert "0.66667" in lines[1] and "0.666667" not in lines[1] and all("f" * 13 not in line for line in lines)
-
-
-# ---------------------------------------------------------------- cells
-@pytest.fixture
-def cells(tmp_path, monkeypatch, capsys):
-    """What `python -m paper cells` prints for these words, in a folder of one's own."""
-    monkeypatch.chdir(tmp_path)
-
-    def lines(words):
-        command(paper.main, "cells", *words.split(), "--device", "cpu")
-        return capsys.readouterr().out.split()
-
-    return lines
-
-
-def test_cells_are_what_make_runs(cells):
-    """METHODS, TASKS and SEEDS choose the cells; an oracle's is one for all directions with its target."""
-    found = cells("table1 --tasks M_SC --methods defrec+pcm-all --methods gast-low --seeds 3 4")
-    assert found == [f"run-M_SC-{method}-{seed}-0.7" for method in ("defrec+pcm-all", "gast-low") for seed in (3, 4)]
-    found = cells("table2 --data shapes --seeds 0")
-    oracles = [name for name in found if re.search(r"seg_(.)_\1", name)]
-    assert len(found) == 4 + 12 * 5 and sorted(oracles) == [f"run-seg_{key}_{key}-none-all-0-0.7" for key in "AFMS"]
-    assert "run-S_SC-defrec+pcm-all+cagrad-2-0.7" in (found := cells("table3")) and len(found) == 6 * 13 * 3
-    assert {name.rsplit("-", 1)[1] for name in found if "selfdist" in name} == {"0.8"}
-    assert {name.rsplit("-", 1)[1] for name in found if "selfdist" not in name} == {"0.7"}
-    assert cells("study --tasks seg_F_M --methods mlsp-high --seeds 0 --data shapes") == ["run-seg_F_M-mlsp-high-0-0.7"]
-
-
-def test_a_finished_cell_is_not_run_again(cells, tmp_path, capsys):
-    """Its folder is that of stage 1; without the wanted stage, or of another version, it is not finished."""
-    words = "table3 --stages 2 --tasks M_SC --seeds 3 --methods {} --points 64".format
-    low = dict(backbone="pointnet", steps=20_000, points=64, seed=3, task="M_SC")
-    for method in ("gast-low", "defrec+pcm-all"):
-        ssl, select = method.split("-")
-        args = stage1_ssl.SETTINGS | low | dict(ssl=ssl, select=select, device="cpu")
-        folder = stage1_ssl.folder_of(stage1_ssl.settle(Namespace(**args)), "--gcn-iters 5")
-        name, text = f"run-M_SC-{method}-3-0.7", f"{words(method)} --stage2=--gcn-iters_5"
-        assert cells(text) == [name]
-        whole = result(ssl=ssl, select=select, stage=1, acc=0.25, **low)
-        write(tmp_path / folder, whole)
-        assert cells(text) == [name] and cells(f"{text} --stages 1") == []
-        write(tmp_path / folder, {"stage2": {}})
-        assert cells(text) == [name]
-        write(tmp_path / folder, whole | {"stage2": whole["stage1"]})
-        assert cells(text) == [] and cells(words(method)) == [name]
-    argv = f"{words('gast-low')} --stage2=--gcn-iters_5 --device cpu".split()
-    command(paper.main, *argv)
-    text = (tmp_path / "results" / "table3.md").read_text()
-    assert text.count("25.0 (1)") == 3 and text in capsys.readouterr().out
-    assert len((tmp_path / "results" / "table3.csv").read_text().splitlines()) == 2
-    command(paper.main, "study", *argv[1:], "--backbone", "pointnet", "--steps", 20_000)
-    assert "M_SC pointnet gast low 0.7" in (tmp_path / "results" / "study.md").read_text()
-
-
-def test_a_table_has_the_oracles_that_were_run(tmp_path, monkeypatch):
-    """In Table I without being asked for."""
-    monkeypatch.chdir(tmp_path)
-    args = stage1_ssl.SETTINGS | dict(task="S_S", ssl="none", select="all", device="cpu")
-    write(tmp_path / stage1_ssl.folder_of(stage1_ssl.settle(Namespace(**args))), result("S_S", "none", "all", stage=1))
-    command(paper.main, "table1", "--device", "cpu")
-    assert "| Oracle | last | 50.0 (1) |" in (tmp_path / "results" / "table1.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "words, text",
-    [
-        ("cells table1 --methods selfdist", "--methods selfdist"),
-        ("cells table1 --methods x-low", "--methods x-low"),
-        ("cells table1 --tasks X_Y", "X_Y"),
-        ("cells table1 --tasks seg_F_A --data shapes", "Table I has"),
-        ("cells table1 --backbone pointnet", "Table I is dgcnn"),
-        ("table1 --seed 3", "--seeds"),
-        ("table3 --mtl cgdm", "--methods"),
-        ("study --tasks M_S", "make study"),
-    ],
-)
-def test_errors_are_one_line(words, text, tmp_path, monkeypatch):
-    """What cannot be a cell, and a table of nothing."""
-    monkeypatch.chdir(tmp_path)
-    assert text in refusal(lambda: command(paper.main, *words.split(), "--device", "cpu"))
-
-
-def test_make_runs_a_cell_where_the_table_looks_for_it(tmp_path, monkeypatch, capsys):
-    """run-TASK-SSL-SELECT-SEED-BETA becomes flags of stage 1, and these the folder that the cell has."""
-    make = lambda *words: subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True).stdout
-    (cell,) = re.findall(r"run (TASK=.*)", make("PY=python", "run-M_SC-defrec+pcm-all+cgdm-3-0.7"))
-    shared = ["DATA=shapes", "BACKBONE=pointnet", "STEPS=20000", "ARGS=--points 64", "ARGS2=--gcn-iters 5"]
-    out = make("PY=python", "run", *cell.split(), *shared)
-    flags = re.search(r'run="\$\(python stage1_ssl.py (.*)\)"', out).group(1)
-    command(stage1_ssl.main, *shlex.split(flags))
-    folder = Path(capsys.readouterr().out.strip())
-
-    monkeypatch.chdir(tmp_path)
-    words = "table3 --data shapes --tasks M_SC --seeds 3 --methods defrec+pcm-all+cgdm --points 64".split()
-    whole = result("M_SC", "defrec+pcm", "all", 3, mtl="cgdm", backbone="pointnet", steps=20_000, points=64)
-    write(tmp_path / folder, whole)
-    command(paper.main, "cells", *words, "--stage2=--gcn-iters 5")
-    assert capsys.readouterr().out.strip() == ""
