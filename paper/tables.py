@@ -80,7 +80,7 @@ def one_a_seed(group):
 
 
 def named(groups, text, keys=KEYS):
-    """A text for each group: text(record) of its first, and the value of each key in which groups of one text differ."""
+    """A text for each group: text(record) of its first, and each key in which groups of one text differ."""
     firsts, found = [group[0] for group in groups], []
     for record in firsts:
         twins = [r for r in firsts if (text(r), r["stage"]) == (text(record), record["stage"])]

@@ -268,7 +268,7 @@ def test_stage2_inherits_and_overrides(root, run, tmp_path):
 
 # ---------------------------------------------------------------- pseudo-labels and the GCN
 def test_adjacency_is_the_dense_formula():
-    """The ten most correlated neighbours above .95 at most, self included; i sends to those it chose; D is in-degree."""
+    """The ten most correlated neighbours above .95 at most, self included; i sends to those it chose; D: in-degree."""
     g = torch.Generator().manual_seed(0)
     f = torch.randn(5, 64, generator=g).repeat_interleave(8, 0) + 0.1 * torch.randn(40, 64, generator=g)
     r = np.corrcoef(f.numpy())
