@@ -2,9 +2,9 @@
 
     python eval.py --run runs/NAME                   # -> runs/NAME/result.json, pictures, its row of a table
 
-Accuracy of classes, mean IoU of parts. Three columns for each stage: the *last* step; the step best on *source
-validation*; and *oracle*, the best on the target test set itself, a leak that is printed because Table I's caption
-speaks of selection on the test set. `python -m paper table` puts runs side by side.
+Accuracy of classes, mean IoU of parts. Four columns for each stage: the *last* step; the step best on *source
+validation*; the step that a *label-free* validator likes best (of classes alone); and *oracle*, the best on the target
+test set itself, a leak that is printed because Table I's caption speaks of selection on the test set. `python -m paper table` puts runs side by side.
 """
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
@@ -17,16 +17,18 @@ from matplotlib.figure import Figure
 import data
 import stage1_ssl
 import stage2_pseudo
-from engine.base import UserError, cli, read_json, write_atomically
+from engine.base import UserError, cli, markdown, read_json, write_atomically
 from engine.flags import Parser
 from engine.metrics import accuracies, confusion, mean_iou, quality
 from engine.picture import draw_confusion, draw_parts, save_figure
+from engine.validators import judge
 
-COLUMNS = ("last", "source_val", "oracle")
+COLUMNS = dict(last="last", source_val="source val", label_free="label-free", oracle="oracle (a leak)")
+LABEL_FREE = "infomax"  # of VALIDATORS; results/validators/ compares them
 SETTING = ("task", "backbone", "ssl", "select", "score", "beta", "alpha", "measure", "steps", "points")
 PLACES = ("seed", "data", "out", "device")  # runs alike in every other flag are one setting, pooled over seeds
 FLAGS = tuple(key for key in stage1_ssl.SETTINGS | stage2_pseudo.SETTINGS if key not in PLACES)
-HEAD = ("setting", "stage", "seeds", "last", "source val", "oracle (a leak)", "steps")
+HEAD = ("setting", "stage", "seeds", *COLUMNS.values(), "steps")
 
 
 # ---------------------------------------------------------------- one stage
@@ -46,23 +48,27 @@ def scores_of(truth, predicted, classes):
 
 
 def stage_result(path, truth_src, truth_tgt, classes):
-    """One stage: the three columns, the curve, and each class's score and confusion at the source-validation step.
+    """One stage: the columns, the curve, and each class's score and confusion at the source-validation step.
 
     path: its predsN.npz; labels (n,), of parts (n, N), of source validation and target test.
     """
     with np.load(path, allow_pickle=False) as preds:
         steps, source, target = preds["step"], preds["source"], preds["target"].astype(np.int64)
+        judged = [judge(*moment) for moment in zip(preds["logits"], preds["cluster"])] if "logits" in preds else None
     found = [scores_of(truth_tgt, p, classes) for p in target]
     main = metrics_of(truth_tgt.ndim == 2)[0]
     on_source = np.array([quality(truth_src, p, len(classes)) for p in source])
     on_target = np.array([scores[main] for scores, _ in found])
-    moment = {"last": len(steps) - 1, "source_val": int(on_source.argmax()), "oracle": int(on_target.argmax())}
-    result = {column: found[i][0] | {"step": int(steps[i])} for column, i in moment.items()}
+    best_of = lambda values: int(np.where(steps > 0, values, -np.inf).argmax())  # step 0 is shown, never chosen
+    moment = {"last": len(steps) - 1, "source_val": best_of(on_source), "oracle": best_of(on_target)}
+    moment["label_free"] = best_of([v[LABEL_FREE] for v in judged]) if judged else None
+    result = {c: None if i is None else found[i][0] | {"step": int(steps[i])} for c, i in moment.items()}
     best = moment["source_val"]
     result["per_class"] = found[best][1]
     result["confusion"] = confusion(truth_tgt.ravel(), target[best].ravel(), len(classes)).tolist()
     result["curve"] = [
-        {"step": int(s), "source": float(a), "target": float(b)} for s, a, b in zip(steps, on_source, on_target)
+        {"step": int(s), "source": float(a), "target": float(b)} | validators
+        for s, a, b, validators in zip(steps, on_source, on_target, judged or [{}] * len(steps))
     ]
     return result
 
@@ -156,7 +162,8 @@ def records(result):
     keys, found = (*metrics_of(result["per_point"]), "step"), []
     for n in (1, 2):
         if part := result[f"stage{n}"]:
-            record = {"stage": n, **part["flags"]} | {f"{c}_{key}": part[c][key] for c in COLUMNS for key in keys}
+            record = {"stage": n, **part["flags"]}
+            record |= {f"{column}_{key}": part[column][key] for column in COLUMNS for key in keys if part[column]}
             record["last_source"] = part["curve"][-1]["source"]
             record |= {"n_test": result["n_test"], "data": result["data"]["name"]}
             record["fingerprint"] = result["data"]["fingerprint"][:12]
@@ -176,14 +183,9 @@ def row(alike):
     first, keys = alike[0], metrics_of(data.direction(alike[0]["task"]).per_point)
     cells = [name_of(first), str(first["stage"]), " ".join(str(seed) for seed in sorted(r["seed"] for r in alike))]
     for column in COLUMNS:
-        cells.append(" / ".join(spread([r[f"{column}_{key}"] for r in alike]) for key in keys))
+        known = f"{column}_step" in first
+        cells.append(" / ".join(spread([r[f"{column}_{key}"] for r in alike]) for key in keys) if known else "–")
     return [*cells, str(first["steps"])]
-
-
-def markdown(head, rows):
-    """A table of texts as lines of markdown."""
-    line = lambda cells: f"| {' | '.join(cells)} |"
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
 # ---------------------------------------------------------------- pictures

@@ -22,8 +22,9 @@ import models
 import ssl_tasks
 from engine.base import UserError, cli, generator, seed_of
 from engine.flags import Parser, add_flags, folder_name
-from engine.metrics import predict, quality
+from engine.metrics import classes_of, describe, quality
 from engine.run import Run
+from engine.validators import described
 from saliency import SCORES, measure, saliency_map, select
 
 # ---------------------------------------------------------------- settings of the common step, one line each
@@ -157,9 +158,10 @@ def evaluator(args, run, model, task, src, tgt):
     live = {"student": model, "task": task} | ({"teacher": task.teacher.model} if task.teacher else {})
 
     def evaluate(step):
-        on_source, on_target = (predict(model, clouds) for clouds in (source, target))
-        found = quality(truth.cpu().numpy(), on_source, len(src.classes))
-        run.moment(step, on_source, on_target, found, **live)
+        kept = {"source": classes_of(describe(model, source)[0])}
+        kept |= described(*describe(model, target), args.seed)
+        found = quality(truth.cpu().numpy(), kept["source"], len(src.classes))
+        run.moment(step, found, kept, **live)
         return f" source {found:.1%}"
 
     return evaluate

@@ -22,6 +22,7 @@ import ssl_tasks
 import stage1_ssl
 from engine.base import UserError, cli, file_hash, generator, seed_of
 from engine.flags import Parser, add_flags, number
+from engine.metrics import describe
 from engine.run import Run, load_checkpoint
 from stage1_ssl import CHOICES, evaluator, joining, load, optimisation, settle, step, unlabelled_mask
 
@@ -53,15 +54,6 @@ class PseudoLabels:
 
     def weight(self, i):
         return torch.where(self.confident[i], 1.0, UNSURE)
-
-
-@torch.no_grad()
-def describe(model, clouds):
-    """Feature (n, 1024) and probabilities, (n, C) or (n, N, C) of parts, of un-augmented clouds in eval mode."""
-    model.eval()
-    parts = [(f[1], model.predict(f).softmax(-1)) for f in map(model.encoder, clouds.split(64))]
-    model.train()
-    return tuple(map(torch.cat, zip(*parts)))
 
 
 # ---------------------------------------------------------------- GCN refinement (Cardace et al., WACV 2023)
@@ -106,7 +98,8 @@ class GCN(nn.Module):
 
 def refine(args, model, clouds, pseudo, done):
     """Make the floor(n_c t/T) surest clouds of each class confident, with the GCN's label -> how many changed."""
-    f, p = describe(model, clouds)
+    logits, f = describe(model, clouds)  # un-augmented, in eval mode
+    p = logits.softmax(-1)
     A, g = adjacency(f), generator(f.device, args.seed, "gcn", done)
     torch.manual_seed(seed_of(args.seed, "gcn weights", done))
     gcn = GCN(f.shape[1], p.shape[1]).to(f.device)
@@ -164,7 +157,7 @@ def train(args, run, src, tgt, start, observe=None):
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     clouds = data.evaluation_subset(tgt.train, args.points)  # un-augmented, for labels and the GCN
     model.load_state_dict(start["student"])  # the best on source validation
-    pseudo = PseudoLabels(describe(model, clouds)[1])
+    pseudo = PseudoLabels(describe(model, clouds)[0].softmax(-1))
     if pseudo.label.ndim == 2:
         tgt = replace(tgt, train=clouds)  # labels of points: stage 2 sees the points that have one
     if args.scratch:

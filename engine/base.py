@@ -85,6 +85,12 @@ def csv_text(rows):
     return out.getvalue()
 
 
+def markdown(head, rows):
+    """A table of texts as lines of markdown."""
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
+
+
 def file_hash(path):
     """sha256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

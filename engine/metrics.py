@@ -7,13 +7,18 @@ import torch
 
 
 @torch.no_grad()
-def predict(model, points, batch=64):
-    """Argmax class of each cloud (or point) in eval mode, (n, N, 3) -> uint8 (n,) or (n, N)."""
+def describe(model, points, batch=64):
+    """Logits (n, C), of parts (n, N, C), and global feature (n, F) of each cloud in eval mode, (n, N, 3) -> tensors."""
     training = model.training
     model.eval()
-    out = torch.cat([model(part).argmax(-1) for part in points.split(batch)])
+    parts = [(model.predict(f), f[1]) for f in map(model.encoder, points.split(batch))]
     model.train(training)
-    return out.to(torch.uint8).cpu().numpy()
+    return tuple(map(torch.cat, zip(*parts)))
+
+
+def classes_of(logits):
+    """Argmax class of each cloud (or point), (..., C) -> uint8 array (...)."""
+    return logits.argmax(-1).to(torch.uint8).cpu().numpy()
 
 
 def confusion(truth, predicted, C):

@@ -1,7 +1,7 @@
 """One stage in one folder: who may train there, where it goes on, what it leaves behind.
 
 A run's folder holds config.json, log.jsonl, and for stage N: lastN.pt (to resume), stageN.pt (when finished) and
-predsN.npz (argmax predictions for source validation and target test at every evaluation moment).
+predsN.npz (what was predicted for source validation and target test at every evaluation moment).
 
     with Run(folder, 1, args) as run:
         run.begin(classes, name=..., fingerprint=...)
@@ -146,6 +146,8 @@ class Run:
         T, save_every, text = self.args.steps, max(1, self.args.steps // SAVES), ""
         first = self._resume(parts)
         start = self.began = time.time()
+        if not self.moments:
+            text = evaluate(0)
         with tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True) as bar:
             for t in bar:
                 yield t
@@ -184,7 +186,8 @@ class Run:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         if self.preds.exists():
             with np.load(self.preds, allow_pickle=False) as old:
-                self.moments = [m for m in zip(old["step"], old["source"], old["target"]) if m[0] <= step]
+                moments = [dict(zip(old, row)) for row in zip(*old.values())]
+            self.moments = [moment for moment in moments if moment["step"] <= step]
         self.lines = open(path, "a", buffering=1)
         return step
 
@@ -203,17 +206,17 @@ class Run:
             raise UserError(f"step {step}: the loss is {row['loss']}; {kept}; look at the data or change --seed")
 
     # -- what it leaves behind
-    def moment(self, step, source, target, quality, **models):
-        """Append argmax predictions, uint8, of source validation and target test; keep the models of the best moment.
+    def moment(self, step, quality, arrays, **models):
+        """Append a moment's predictions, name -> array, to predsN.npz; keep the models of the best moment.
 
-        quality: accuracy or mean IoU on the *source*, by which the best is chosen.
+        quality: accuracy or mean IoU on the *source*, by which the best is chosen. Step 0 is kept, but never chosen.
         """
-        self.moments.append((step, source, target))
-        arrays = dict(zip(("step", "source", "target"), map(np.stack, zip(*self.moments))))
+        self.moments.append({"step": step, **arrays})
+        arrays = {name: np.stack([moment[name] for moment in self.moments]) for name in self.moments[0]}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_atomically(self.preds, buffer.getvalue())
-        if self.best is None or quality > self.best["source_val"]:
+        if step and (self.best is None or quality > self.best["source_val"]):
             states = {name: weights(model) for name, model in models.items()}
             self.best = {"step": step, "source_val": quality, **states}
 

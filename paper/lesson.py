@@ -62,7 +62,7 @@ def lesson(args):
 def target_curve(seen):
     """Steps and target test accuracy of a watched run."""
     truth = seen.tgt.test_labels.cpu().numpy()
-    return [m[0] for m in seen.moments], [float((m[2] == truth).mean()) for m in seen.moments]
+    return [m["step"] for m in seen.moments], [float((m["target"] == truth).mean()) for m in seen.moments]
 
 
 # ---------------------------------------------------------------- the sheet

@@ -14,9 +14,9 @@ from scipy import stats
 
 import data
 import stage1_ssl
-from engine.base import UserError, csv_text, write_atomically
+from engine.base import UserError, csv_text, markdown, write_atomically
 from engine.picture import save_figure
-from eval import FLAGS, HEAD, markdown, metrics_of, name_of, read_result, records, row
+from eval import FLAGS, HEAD, metrics_of, name_of, read_result, records, row
 from paper import command, flag
 
 GATE = 0.8  # source accuracy at the end, below which a run says nothing about the method
