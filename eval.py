@@ -4,7 +4,8 @@
 
 Accuracy of classes, mean IoU of parts. Four columns for each stage: the *last* step; the step best on *source
 validation*; the step that a *label-free* validator likes best (of classes alone); and *oracle*, the best on the target
-test set itself, a leak that is printed because Table I's caption speaks of selection on the test set. `python -m paper table` puts runs side by side.
+test set itself, a leak that is printed because Table I's caption speaks of selection on the test set. `python -m paper
+table` puts runs side by side.
 """
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
@@ -19,7 +20,7 @@ import stage1_ssl
 import stage2_pseudo
 from engine.base import UserError, cli, markdown, read_json, write_atomically
 from engine.flags import Parser
-from engine.metrics import accuracies, confusion, mean_iou, quality
+from engine.metrics import confusion, quality, scores_of
 from engine.picture import draw_confusion, draw_parts, save_figure
 from engine.validators import judge
 
@@ -37,39 +38,33 @@ def metrics_of(per_point):
     return ("miou",) if per_point else ("acc", "mean_acc")
 
 
-def scores_of(truth, predicted, classes):
-    """The metrics of one moment, and a score of each class or part: accuracies of (n,), IoU of (n, N)."""
-    if truth.ndim == 2:
-        miou, part_iou = mean_iou(truth, predicted, len(classes))
-        per_part = dict(zip(classes, part_iou))
-        return {"miou": miou, "part_iou": per_part}, per_part
-    acc, mean_acc, per_class = accuracies(confusion(truth, predicted, len(classes)))
-    return {"acc": acc, "mean_acc": mean_acc}, dict(zip(classes, per_class))
-
-
-def stage_result(path, truth_src, truth_tgt, classes):
+def stage_result(path, truth_src, truth_tgt, truth_train, classes):
     """One stage: the columns, the curve, and each class's score and confusion at the source-validation step.
 
-    path: its predsN.npz; labels (n,), of parts (n, N), of source validation and target test.
+    path: its predsN.npz; labels (n,), of parts (n, N), of source validation, target test and target training, whose
+    agreement with the pseudo-labels is part of the curve of stage 2.
     """
     with np.load(path, allow_pickle=False) as preds:
-        steps, source, target = preds["step"], preds["source"], preds["target"].astype(np.int64)
-        judged = [judge(*moment) for moment in zip(preds["logits"], preds["cluster"])] if "logits" in preds else None
+        kept = dict(preds)
+    target = kept["target"].astype(np.int64)
     found = [scores_of(truth_tgt, p, classes) for p in target]
     main = metrics_of(truth_tgt.ndim == 2)[0]
-    on_source = np.array([quality(truth_src, p, len(classes)) for p in source])
-    on_target = np.array([scores[main] for scores, _ in found])
-    best_of = lambda values: int(np.where(steps > 0, values, -np.inf).argmax())  # step 0 is shown, never chosen
-    moment = {"last": len(steps) - 1, "source_val": best_of(on_source), "oracle": best_of(on_target)}
-    moment["label_free"] = best_of([v[LABEL_FREE] for v in judged]) if judged else None
-    result = {c: None if i is None else found[i][0] | {"step": int(steps[i])} for c, i in moment.items()}
+    curve = [{"step": int(step), "target": scores[main]} for step, (scores, _) in zip(kept["step"], found)]
+    for i, row in enumerate(curve):
+        row["source"] = quality(truth_src, kept["source"][i], len(classes))
+        if "logits" in kept:
+            row |= judge(kept["logits"][i], kept["cluster"][i])
+        if "pseudo" in kept:
+            row["pseudo"] = float((kept["pseudo"][i] == truth_train).mean())
+    # step 0 is shown, never chosen
+    best_of = lambda key: max(range(len(curve)), key=lambda i: (curve[i]["step"] > 0, curve[i][key]))
+    moment = {"last": len(curve) - 1, "source_val": best_of("source"), "oracle": best_of("target")}
+    moment["label_free"] = best_of(LABEL_FREE) if "logits" in kept else None
+    result = {c: None if i is None else found[i][0] | {"step": curve[i]["step"]} for c, i in moment.items()}
     best = moment["source_val"]
     result["per_class"] = found[best][1]
     result["confusion"] = confusion(truth_tgt.ravel(), target[best].ravel(), len(classes)).tolist()
-    result["curve"] = [
-        {"step": int(s), "source": float(a), "target": float(b)} | validators
-        for s, a, b, validators in zip(steps, on_source, on_target, judged or [{}] * len(steps))
-    ]
+    result["curve"] = curve
     return result
 
 
@@ -103,7 +98,8 @@ def evaluate(run, root=None):
     result |= {"stage1": None, "stage2": None}
     for n in done:
         own = config[f"stage{n}"]["args"]
-        truths = (labels(domain, own["points"]) for domain in (src.validation, (tgt.test, tgt.test_labels)))
+        splits = src.validation, (tgt.test, tgt.test_labels), (tgt.train, tgt.train_labels)
+        truths = (labels(split, own["points"]) for split in splits)
         flags = {key: own.get(key) for key in (*FLAGS, "seed")}
         result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truths, tgt.classes) | {"flags": flags}
     write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
@@ -224,6 +220,9 @@ def main():
     print("\n".join(markdown(HEAD, [row([record]) for record in records(result)])))
     fingerprint = result["data"]["fingerprint"][:12]
     print(f"{result['data']['name']}, sha256 {fingerprint}, n = {result['n_test']} test clouds; {result['device']}")
+    for curve in (result[f"stage{n}"]["curve"] for n in (1, 2) if result[f"stage{n}"]):
+        if "pseudo" in curve[0]:
+            print(f"pseudo-labels right: {curve[0]['pseudo']:.1%} at the start, {curve[-1]['pseudo']:.1%} at the end")
     print(f"commit {result['commit']}, {result['seconds'] / 60:.0f} min\n{args.run}")
 
 

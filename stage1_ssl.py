@@ -150,7 +150,7 @@ def optimisation(args, parameters):
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=args.steps, pct_start=WARM_UP)
 
 
-def evaluator(args, run, model, task, src, tgt):
+def evaluator(args, run, model, task, src, tgt, pseudo=None):
     """evaluate(step) -> text for the bar: predictions on source validation and target test; no target label is read."""
     points, labels = src.validation
     source, truth = data.evaluation_subset(points, args.points, labels)
@@ -160,6 +160,7 @@ def evaluator(args, run, model, task, src, tgt):
     def evaluate(step):
         kept = {"source": classes_of(describe(model, source)[0])}
         kept |= described(*describe(model, target), args.seed)
+        kept |= {"pseudo": pseudo.label.to(torch.uint8).cpu().numpy()} if pseudo else {}
         found = quality(truth.cpu().numpy(), kept["source"], len(src.classes))
         run.moment(step, found, kept, **live)
         return f" source {found:.1%}"

@@ -173,7 +173,7 @@ def train(args, run, src, tgt, start, observe=None):
     descend = joining(args.mtl)
 
     rounds = {j * args.steps // 20 for j in range(1, 20)} - {0} if args.gcn_iters else set()
-    for t in run.loop(parts, evaluator(args, run, model, task, src, tgt)):
+    for t in run.loop(parts, evaluator(args, run, model, task, src, tgt, pseudo)):
         if observe:
             observe(t, model, task, pseudo)
         s, u, g, w_y, who, i_u = views(t, args, task, src, tgt, pseudo)

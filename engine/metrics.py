@@ -46,6 +46,16 @@ def mean_iou(truth, predicted, C):
     return float(np.nanmean(iou, 1).mean()), part_iou
 
 
+def scores_of(truth, predicted, classes):
+    """The metrics of one moment, and a score of each class or part: accuracies of (n,), IoU of (n, N)."""
+    if truth.ndim == 2:
+        miou, part_iou = mean_iou(truth, predicted, len(classes))
+        per_part = dict(zip(classes, part_iou))
+        return {"miou": miou, "part_iou": per_part}, per_part
+    acc, mean_acc, per_class = accuracies(confusion(truth, predicted, len(classes)))
+    return {"acc": acc, "mean_acc": mean_acc}, dict(zip(classes, per_class))
+
+
 def quality(truth, predicted, C):
     """What a moment is selected by: accuracy of (n,) classes, mean IoU of (n, N) parts."""
     return mean_iou(truth, predicted, C)[0] if truth.ndim == 2 else float((predicted == truth).mean())

@@ -2,8 +2,8 @@
 
     scores = {name: f(p, cluster) for name, f in VALIDATORS.items()}     # of one moment; higher is better for each
 
-p (n, C): probabilities of the target test clouds; cluster (n,): the k-means cluster of each cloud's feature. Musgrave et
-al. (arXiv 2208.07360) compare these and others over 31 tasks.
+p (n, C): probabilities of the target test clouds; cluster (n,): the k-means cluster of each cloud's feature. Musgrave
+et al. (arXiv 2208.07360) compare these and others over 31 tasks.
 """
 
 import numpy as np

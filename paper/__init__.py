@@ -4,7 +4,8 @@
     python -m paper COMMAND --help                   # its flags; `make help` has the make targets
 
 figures.py trains and looks on: fig1, persample, fig4, fig6, fig7, measure; lesson.py puts most of them on one sheet
-finished.py reads what runs have left: fig3, fig5, fig8, fig11, anm
+noise.py makes a known share of pseudo-labels wrong; validators.py compares label-free choices of the checkpoint
+finished.py reads what runs have left: fig3, fig5, fig8, fig11, anm; claims.py pools fig1 and persample over seeds
 tables.py puts runs side by side; cells.py: of which runs Tables I, II and III consist, and which are still missing
 conflict.py has the gradients, evidence.py the statistics, draw.py the pictures, reported.csv the paper's numbers
 """

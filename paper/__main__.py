@@ -6,7 +6,7 @@ from pathlib import Path
 import paper
 from engine.base import cli
 from engine.flags import Parser
-from paper import cells, figures, finished, lesson, tables  # noqa: F401 - their commands enter themselves
+from paper import cells, claims, figures, finished, lesson, noise, tables, validators  # noqa: F401 - their commands enter themselves
 
 
 def main():

@@ -20,12 +20,12 @@ import data
 import ssl_tasks
 import stage1_ssl
 from engine.base import generator, seed_of
-from engine.metrics import cosine, flat_gradient
+from engine.metrics import cosine, describe, flat_gradient
 from paper import evidence
 from saliency import SCORES, measure, saliency_map, select
 
 KNOWN = 0.5  # least cosine of the halves of G_oracle for which a sample's sign against it means something
-MOMENTS = (0.05, 0.25, 0.5, 1.0)  # of training, at which samples are looked at one by one
+MOMENTS = (0.05, 0.2, 0.4, 0.6, 0.8, 1.0)  # of training, at which samples are looked at one by one
 
 
 # ---------------------------------------------------------------- looking without touching
@@ -161,7 +161,11 @@ PREDICTORS = {  # name -> text; all turned so that high predicts conflict: the p
     "prediction_entropy": "entropy of p",
     "minus_confidence": "- confidence",
     "random": "random",
+    "minus_cos_cls": "- cosine with G_cls of the source",
+    "minus_cos_pseudo": "- cosine with G of the target's pseudo-labels",
+    "minus_cos_entropy": "- cosine with G of the target's entropy",
 }
+OF_GRADIENT = [name for name in PREDICTORS if name.startswith("minus_cos")]  # as LESS and TRAK: no label of the target
 
 
 def maps(model, x, y, alpha):
@@ -190,41 +194,55 @@ def predictors(args, model, view, draw):
 def own_cosines(model, task, view, against, *words):
     """Cosines of one sample's own G_ssl with each gradient of `against` (P,), for each sample of a View -> (B, len).
 
-    Statistics are frozen, so that a sample's gradient is exactly its own.
+    Statistics are frozen, so that a sample's gradient is exactly its own; nan where a gradient vanished.
     """
-    found = []
+    found, against = [], torch.stack(list(against))
+    against = against / against.norm(dim=1, keepdim=True)  # nan where it vanished
     with frozen(model, task):
         for i in range(len(view.x)):
             one = ssl_tasks.View(**{name: v if v is None else v[i : i + 1] for name, v in vars(view).items()})
             L = task(model, one, None, generator(view.x.device, *words, i)).sum()
             G_ssl = encoder_gradient(L, model)
-            found.append([cosine(G_ssl, G) for G in against])
+            found.append((against @ G_ssl / G_ssl.norm()).tolist())
     return found
 
 
-def mean_gradient(model, points, labels, batch=64):
+def mean_gradient(model, points, labels=None, batch=64):
     """Gradient of the mean cross-entropy of many clouds (n, N, 3), labels (n,) -> (P,), and those of its halves.
 
-    The halves tell how well it is known: a direction that n / 2 clouds do not agree on predicts nothing.
+    Without labels that of the mean entropy of the predictions (Grandvalet & Bengio, 2004). The halves tell how well it
+    is known: a direction that n / 2 clouds do not agree on predicts nothing.
     """
     total = [0.0, 0.0]
     with frozen(model):
         for half in (0, 1):
-            for x, y in zip(points[half::2].split(batch), labels[half::2].split(batch)):
-                total[half] = total[half] + encoder_gradient(F.cross_entropy(model(x), y, reduction="sum"), model)
+            for i in torch.arange(half, len(points), 2, device=points.device).split(batch):
+                logits = model(points[i])
+                if labels is None:
+                    loss = torch.special.entr(logits.softmax(-1)).sum()
+                else:
+                    loss = F.cross_entropy(logits, labels[i], reduction="sum")
+                total[half] = total[half] + encoder_gradient(loss, model)
     return (total[0] + total[1]) / len(points), total
 
 
 def look_at_samples(t, args, model, task, src, tgt):
-    """The samples of one moment, the same clouds in the same views at each: rows, and the cosine of G_oracle's halves.
+    """The samples of one moment, the same clouds in the same views at each: rows, and what is known of G_oracle.
 
     Beside cos, with G_oracle, a row has cos_cls, with G_cls of the same source clouds, cos_half_0 and cos_half_1, with
     G_oracle of every other target cloud, and cos_again, with G_oracle for a second draw of the task and its views.
+    Known: the cosines of G_oracle's halves, and of G_oracle with the gradients that need no target label, those of the
+    pseudo-labels (the model's own, of the same clouds) and of the entropy; and the share of these labels that is right.
     """
     pick = lambda domain, n: torch.randperm(len(domain.train), generator=generator("cpu", args.seed, domain.key))[:n]
     i_t = pick(tgt, args.oracle_clouds).to(args.device)
     clouds = data.evaluation_subset(tgt.train[i_t], args.points)  # un-augmented, as it is tested
-    G_oracle, halves = mean_gradient(model, clouds, tgt.train_labels[i_t])
+    truth = tgt.train_labels[i_t]
+    pseudo = describe(model, clouds)[0].argmax(-1)
+    G_oracle, halves = mean_gradient(model, clouds, truth)
+    G_pseudo, G_entropy = mean_gradient(model, clouds, pseudo)[0], mean_gradient(model, clouds)[0]
+    known = {"oracle_halves_cos": cosine(*halves), "pseudo_right": (pseudo == truth).double().mean().item()}
+    known |= {"oracle_pseudo_cos": cosine(G_oracle, G_pseudo), "oracle_entropy_cos": cosine(G_oracle, G_entropy)}
     i_s = pick(src, args.samples).to(args.device)
     G_cls, _ = mean_gradient(model, data.evaluation_subset(src.train[i_s], args.points), src.train_labels[i_s])
     rows, half = [], args.batch_size // 2
@@ -235,17 +253,16 @@ def look_at_samples(t, args, model, task, src, tgt):
         g = generator(args.device, *words)
         view = task.views(src.train[i], src.train_labels[i], True, g)
         scores = predictors(args, model, view, b)
-        cosines = own_cosines(model, task, view, (G_oracle, G_cls, *halves), *words)
+        cosines = own_cosines(model, task, view, (G_oracle, G_cls, *halves, G_pseudo, G_entropy), *words)
         g = generator(args.device, *words, "again")  # self-distillation draws nothing but its views
         other = task.views(src.train[i], src.train_labels[i], True, g)
         again = own_cosines(model, task, other, (G_oracle,), *words, "again")
         for k, cloud in enumerate(i.tolist()):
             rows.append({"step": t, "cloud": cloud, "class": int(view.y[k])})
-            rows[-1] |= dict(zip(("cos", "cos_cls", "cos_half_0", "cos_half_1"), cosines[k])) | {
-                "cos_again": again[k][0]
-            }
-            rows[-1] |= {name: v[k].item() for name, v in scores.items()}
-    return rows, cosine(*halves)
+            rows[-1] |= dict(zip(("cos", "cos_cls", "cos_half_0", "cos_half_1"), cosines[k]))
+            rows[-1] |= {"cos_again": again[k][0]} | {name: v[k].item() for name, v in scores.items()}
+            rows[-1] |= {name: -cosines[k][place] for name, place in zip(OF_GRADIENT, (1, 4, 5))}
+    return rows, known
 
 
 def moments_of(args, shares=MOMENTS):
@@ -256,11 +273,11 @@ def moments_of(args, shares=MOMENTS):
 def predict_conflict(rows, agree, seed):
     """One dict for each score and moment (and the mean, step ""): AUC, within classes, too, and Spearman.
 
-    Not computed (nan) at a moment where the halves of G_oracle, whose cosine is agree[step], are apart: below KNOWN.
+    Not computed (nan) at a moment where the halves of G_oracle, of which agree[step] tells, are apart: below KNOWN.
     """
     steps, table = sorted({row["step"] for row in rows}), []
     grid = lambda name: np.array([[row[name] for row in rows if row["step"] == step] for step in steps])  # (M, n)
-    known = np.array([agree[step] >= KNOWN for step in steps])
+    known = np.array([agree[step]["oracle_halves_cos"] >= KNOWN for step in steps])
     cos = np.where(known[:, None], grid("cos"), np.nan)
     for name in PREDICTORS:
         found = evidence.prediction(grid(name), cos, grid("class")[0], seed)
@@ -277,15 +294,15 @@ def same_sign(a, b):
 def conflict_shares(rows, agree):
     """How many samples conflict at each moment, their median cosine, and what an AUC could have reached at best.
 
-    oracle_halves_cos: cosine of G_oracle's halves. same_sign_halves, same_sign_draws: how often a sample's cosine has
-    the same sign with either half, and for two draws of the task and its views; .5 is chance.
+    agree[step]: what look_at_samples knows of G_oracle. same_sign_halves, same_sign_draws: how often a sample's cosine
+    has the same sign with either half of it, and for two draws of the task and its views; .5 is chance.
     """
     table = []
-    for step, halves in agree.items():
+    for step, known in agree.items():
         of = lambda name: np.array([row[name] for row in rows if row["step"] == step])
         cos = of("cos")
         row = {"step": step, "n": len(cos), "conflict": float((cos < 0).mean())}
-        row |= {"median_cos": float(np.nanmedian(cos)), "oracle_halves_cos": halves}
+        row |= {"median_cos": float(np.nanmedian(cos))} | known
         row["same_sign_halves"] = same_sign(of("cos_half_0"), of("cos_half_1"))
         table.append(row | {"same_sign_draws": same_sign(cos, of("cos_again"))})
     return table

@@ -23,7 +23,7 @@ def write(args, figure, name, n, seed, rows, statistics):
 
     name: of the data; rows: [{column: value}, ...]; statistics: of plain values.
     """
-    where = ("data", "out", "command")  # folders of this machine: the data has a name
+    where = ("data", "out", "init", "command")  # folders of this machine: the data has a name
     record = {"figure": args.what, "data": name, "n": n, "seed": seed}
     record["args"] = {key: value for key, value in plain(args).items() if key not in where}
     record |= {key: value for key, value in provenance(getattr(args, "device", "cpu")).items() if key not in where}

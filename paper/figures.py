@@ -20,6 +20,7 @@ from engine.flags import add_flags, number
 from engine.run import Run, load_checkpoint
 from paper import command, conflict, draw, evidence, flag
 from paper.published import reported
+from paper.tables import GATE
 from saliency import select
 
 BETAS = (0.3, 0.5, 0.7, 0.9, 1.0)  # Fig. 4, 9
@@ -60,7 +61,8 @@ def settled(args, *, none=False, pcm=True):
 def watch(args, look):
     """Train stage 1 where nothing is kept; look(t, model, task, src, tgt) before each step, tgt with its labels.
 
-    Returns name of the data, src, tgt, moments (step, source and target predictions), and the trained model and task.
+    Returns name of the data, src, tgt, moments (step, source and target predictions), the trained model and task, and
+    of its end the source accuracy, whether that passes the gate, and a text of both beside the name.
     """
     seen = {}
     with tempfile.TemporaryDirectory() as folder, Run(folder, 1, args) as run:
@@ -73,7 +75,11 @@ def watch(args, look):
 
         stage1_ssl.train(args, run, src, tgt, observe)
         name = run.config["data"]["name"]
-    return SimpleNamespace(name=name, src=src, tgt=known, moments=run.moments, **seen)
+    truth = src.validation[1].cpu().numpy()
+    end = {"source_accuracy": float((run.moments[-1]["source"] == truth).mean())}
+    end["trained"] = end["source_accuracy"] >= GATE
+    text = f"{name}\nsource accuracy {end['source_accuracy']:.1%} at the end{'' if end['trained'] else ': NOT TRAINED'}"
+    return SimpleNamespace(name=name, text=text, end=end, src=src, tgt=known, moments=run.moments, **seen)
 
 
 def sampled(args, rows, look):
@@ -87,11 +93,16 @@ def fig1(args):
     """Fig. 1 of the paper as a test of it, with intervals, and again on differences from step to step."""
     settled(args)
     rows = []
-    seen = watch(args, sampled(args, rows, conflict.step_conflict))
+    return write_fig1(args, watch(args, sampled(args, rows, conflict.step_conflict)), rows)
+
+
+def write_fig1(args, seen, rows):
+    """Fig. 1 from its points -> what it says, in words."""
     series = draw.columns(rows)
     found = {m: evidence.correlations(series[f"skewness_{m}"], series["cos"], args.seed) for m in ("train", "eval")}
-    title = f"Fig. 1: {draw.caption(args, seen.name, f'{len(rows)} steps')}"
-    wrote = draw.write(args, draw.draw_fig1(series, found, title), seen.name, len(rows), args.seed, rows, found)
+    title = f"Fig. 1: {draw.caption(args, seen.text, f'{len(rows)} steps')}"
+    figure = draw.draw_fig1(series, found, title)
+    wrote = draw.write(args, figure, seen.name, len(rows), args.seed, rows, found | seen.end)
     return " | ".join(f"{mode} mode: {correlation_text(f)}" for mode, f in found.items()) + f"\n{wrote}"
 
 
@@ -107,23 +118,45 @@ def correlation_text(found):
 def persample(args):
     """Does a sample's score predict that its own SSL gradient opposes G_oracle?"""
     settled(args)
-    rows, agree, steps = [], {}, conflict.moments_of(args)
+    rows, agree = [], {}
+    return write_persample(args, watch(args, at_moments(args, rows, agree)), rows, agree)
+
+
+def at_moments(args, rows, agree):
+    """A look that adds the samples of a few moments to `rows`, and what is known of their G_oracle to `agree`."""
+    steps = conflict.moments_of(args)
 
     def look(t, *live):
         if t in steps:
             found, agree[t] = conflict.look_at_samples(t, args, *live)
             rows.extend(found)
 
-    seen = watch(args, look)
+    return look
+
+
+@command(training(select="all"), EVERY, SCORED, SAMPLES, CLOUDS)
+def both(args):
+    """Fig. 1 and persample of one training run: OUT-fig1.* and OUT-persample.*"""
+    settled(args)
+    steps, samples, agree = [], [], {}
+    looks = sampled(args, steps, conflict.step_conflict), at_moments(args, samples, agree)
+    seen = watch(args, lambda *live: [look(*live) for look in looks])
+    of = lambda what: argparse.Namespace(**vars(args) | {"what": what, "out": Path(f"{args.out}-{what}")})
+    said = write_fig1(of("fig1"), seen, steps), write_persample(of("persample"), seen, samples, agree)
+    return "\n".join(said)
+
+
+def write_persample(args, seen, rows, agree):
+    """The tables and the figure of persample from its samples -> what it says, in words."""
     table, shares = conflict.predict_conflict(rows, agree, args.seed), conflict.conflict_shares(rows, agree)
     n, used = shares[0]["n"], min(args.oracle_clouds, len(seen.tgt.train))
-    title = f"Per sample: {draw.caption(args, seen.name, f'{n} source clouds')}"
-    found = {"oracle_clouds": used, "moments": shares, "scores": table}
+    title = f"Per sample: {draw.caption(args, seen.text, f'{n} source clouds')}"
+    found = {"oracle_clouds": used, "moments": shares, "scores": table} | seen.end
     wrote = draw.write(args, draw.draw_persample(table, shares, title), seen.name, n, args.seed, rows, found)
     text = persample_table(table, shares, title, provenance(args.device))
     write_atomically(f"{args.out}.md", text.encode())
     whole = {row["score"]: row for row in table if row["step"] == ""}
-    named = ("skewness_train", "skewness_eval", "loss", "random")
+    named = ("skewness_train", "skewness_eval", "minus_cos_pseudo", "random")
     areas = [draw.with_interval(whole[name], "auc") or "not computed" for name in named]
     texts = ", ".join(f"{conflict.PREDICTORS[name]} {area}" for name, area in zip(named, areas))
     return f"mean AUC of the moments, intervals over clouds: {texts}\n{wrote}"
@@ -132,11 +165,13 @@ def persample(args):
 def persample_table(table, shares, title, record):
     """Markdown: shares of conflicts, then AUC and Spearman with intervals, a row for each score."""
     head = "| before step | samples | cosine below 0 | median cosine | halves of G_oracle, cosine "
-    head += "| same sign with both halves | same sign in two draws of the task |"
-    lines = [f"# {title}", "", head, "|---" * 7 + "|"]
+    head += "| same sign with both halves | same sign in two draws of the task "
+    head += "| pseudo-labels right | G_oracle's cosine with G of pseudo-labels | with G of entropy |"
+    lines = [f"# {title}", "", head, "|---" * 10 + "|"]
     for s in shares:
         cells = [s["step"], s["n"], f"{s['conflict']:.1%}", f"{s['median_cos']:+.3f}", f"{s['oracle_halves_cos']:+.2f}"]
-        cells += [f"{s['same_sign_halves']:.0%}", f"{s['same_sign_draws']:.0%}"]
+        cells += [f"{s['same_sign_halves']:.0%}", f"{s['same_sign_draws']:.0%}", f"{s['pseudo_right']:.0%}"]
+        cells += [f"{s['oracle_pseudo_cos']:+.2f}", f"{s['oracle_entropy_cos']:+.2f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     moments = list(dict.fromkeys(row["step"] for row in table))
     names = [f"step {m}" if m != "" else "mean" for m in moments]
@@ -163,17 +198,18 @@ def persample_table(table, shares, title, record):
 def fig4(args):
     """Fig. 4 and 9: cos(G_sum, G_oracle) and cos(G_ssl, G_cls) through training, one run for each beta."""
     settled(args, pcm=False)
-    rows = []
+    rows, ends = [], []
     for beta in args.betas:
         one = argparse.Namespace(**vars(args) | {"beta": beta})
-        seen = watch(one, sampled(one, rows, conflict.directions))
-    means = {}
+        ends.append(watch(one, sampled(one, rows, conflict.directions)))
+    seen, means = min(ends, key=lambda seen: seen.end["source_accuracy"]), {}
     for beta in args.betas:
         series = draw.columns([row for row in rows if row["beta"] == beta])
         means[f"{beta:g}"] = {name: float(np.nanmean(series[name])) for name in ("cos_sum", "cos_ssl")}
     n = f"{len(series['step'])} steps of each run"
-    figure = draw.draw_fig4(draw.columns(rows), f"Fig. 4, 9: {draw.caption(args, seen.name, n, beta=False)}")
-    wrote = draw.write(args, figure, seen.name, len(rows), args.seed, rows, {"mean_over_training": means})
+    figure = draw.draw_fig4(draw.columns(rows), f"Fig. 4, 9: {draw.caption(args, seen.text, n, beta=False)}")
+    found = {"mean_over_training": means} | seen.end
+    wrote = draw.write(args, figure, seen.name, len(rows), args.seed, rows, found)
     texts = [f"beta {beta} {m['cos_sum']:+.3f} / {m['cos_ssl']:+.3f}" for beta, m in means.items()]
     return f"mean cos(G_sum, G_oracle) / cos(G_ssl, G_cls): {', '.join(texts)}\n{wrote}"
 
@@ -191,9 +227,9 @@ def fig6(args):
         for loss in ("ssl", "cls")
         if any(row["group"] == group for row in rows)
     }
-    title = f"Fig. 6: {draw.caption(args, seen.name, f'{len(rows)} samples')}"
+    title = f"Fig. 6: {draw.caption(args, seen.text, f'{len(rows)} samples')}"
     figure = draw.draw_fig6(draw.columns(rows), args.steps, title)
-    wrote = draw.write(args, figure, seen.name, len(rows), args.seed, rows, found)
+    wrote = draw.write(args, figure, seen.name, len(rows), args.seed, rows, found | seen.end)
     texts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items()]
     return f"mean over training: {', '.join(texts)}\n{wrote}"
 

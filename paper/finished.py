@@ -14,6 +14,7 @@ import torch
 import data
 from engine.base import UserError, read_json
 from engine.flags import number
+from engine.metrics import describe
 from engine.picture import three_levels
 from engine.run import load_checkpoint
 from eval import last_stage, name_of, read_result
@@ -23,7 +24,6 @@ from paper.conflict import frozen, maps
 from paper.published import reported
 from paper.tables import KEYS, flat, one_a_seed, pooled, trained
 from saliency import skewness
-from stage2_pseudo import describe
 
 RUNS = flag("runs", type=Path, nargs="+", help="folders with a result.json")
 MOVED = flag("--data", help="where the clouds are now, if they moved")
@@ -209,7 +209,7 @@ def fig11(args):
         raise UserError("--ckpt: checkpoints of different targets or data; give those of one target on the same data")
     for path, checkpoint in checkpoints.items():
         _, tgt, config, name = domains_of(checkpoint, args.data)
-        f, _ = describe(model_of(checkpoint), data.evaluation_subset(tgt.test, config.points))
+        _, f = describe(model_of(checkpoint), data.evaluation_subset(tgt.test, config.points))
         xy = TSNE(perplexity=min(30, (len(f) - 1) / 3), random_state=args.seed, init="pca").fit_transform(f.numpy())
         names.append(f"{config.select}{'' if config.select == 'all' else f' {config.beta:g}'}, seed {config.seed}")
         found[str(path)] = neighbour_agreement(f, tgt.test_labels)

@@ -41,13 +41,26 @@ def test_the_columns_pick_their_moments(tmp_path):
     target = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 2, 0], [0, 0, 0, 0]], np.uint8)  # 1, 1, 3/4, 0
     logits = np.array([9, 1, 2, 1])[:, None, None] * np.eye(10, dtype=np.float32)[target]
     clusters = np.zeros_like(target)
-    np.savez(tmp_path / "p.npz", step=[0, 10, 20, 30], source=source, target=target, logits=logits, cluster=clusters)
-    result = evaluation.stage_result(tmp_path / "p.npz", src, tgt, pointda.CLASSES)
+    np.savez(
+        tmp_path / "p.npz",
+        step=[0, 10, 20, 30],
+        source=source,
+        target=target,
+        logits=logits,
+        cluster=clusters,
+        pseudo=target,
+    )
+    result = evaluation.stage_result(tmp_path / "p.npz", src, tgt, tgt, pointda.CLASSES)
     found = {column: (result[column]["step"], result[column]["acc"]) for column in evaluation.COLUMNS}
     assert found == {"last": (30, 0), "source_val": (20, 0.75), "label_free": (20, 0.75), "oracle": (10, 1)}
     scores = result["per_class"]
     assert (scores["bed"], scores["bookshelf"], scores["sofa"]) == (1, 0.5, None)
-    assert [p["target"] for p in result["curve"]] == [1, 1, 0.75, 0] and np.sum(result["confusion"]) == 4
+    assert [p["target"] for p in result["curve"]] == [p["pseudo"] for p in result["curve"]] == [
+        1,
+        1,
+        0.75,
+        0,
+    ] and np.sum(result["confusion"]) == 4
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ def drawn(out):
     [
         ("fig1", ["--ssl", "selfdist"]),
         ("persample", ["--ssl", "defrec", "--samples", 10, "--oracle-clouds", 16]),
+        ("both", ["--ssl", "defrec", "--samples", 8, "--oracle-clouds", 16, "--scored", 8]),
         ("fig4", ["--ssl", "defrec", "--betas", 0.3, 1, "--every", 3]),
         ("fig6", ["--ssl", "selfdist"]),
         ("lesson", ["--ssl", "defrec", "--samples", 10, "--oracle-clouds", 16, "--eval-every", 4]),
@@ -58,7 +59,7 @@ def drawn(out):
 def test_figures_that_train(what, more, tmp_path, capsys):
     """Each ends with a picture, numbers, and one line of statistics."""
     command(paper.main, what, *TINY, *more, "--out", tmp_path / what)
-    rows, record = drawn(tmp_path / what)
+    rows, record = drawn(tmp_path / (f"{what}-persample" if what == "both" else what))
     said = capsys.readouterr().out.splitlines()
     assert said[-1].startswith("wrote ") and not said[-2].startswith("built-in")  # the statistics, the files
     if what == "persample":
@@ -100,7 +101,7 @@ def test_figures_of_finished_runs(what, runs, tmp_path, capsys, monkeypatch):
     if what == "fig7":
         assert found["paper"] == 0.1 and 0 <= found["share_wrong"] <= 1
     if what == "fig8":
-        assert set(found["beta"]) == {"0.3", "0.7"} and found["curves"]["0.3"]["step"] == [4, 8]
+        assert set(found["beta"]) == {"0.3", "0.7"} and found["curves"]["0.3"]["step"] == [0, 4, 8]
     assert capsys.readouterr().out.splitlines()[-1].startswith("wrote ")
 
 

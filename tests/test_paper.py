@@ -135,6 +135,10 @@ def test_oracle_gradient_is_that_of_the_mean_loss(shapes):
     with conflict.frozen(model):
         other = conflict.encoder_gradient(torch.nn.functional.cross_entropy(model(x[1::2]), y[1::2]), model)
     assert cosine(halves[1], other) == pytest.approx(1, abs=1e-5)
+    with conflict.frozen(model):  # without labels: the entropy
+        p = model(x).softmax(-1)
+        whole = conflict.encoder_gradient(-(p * p.log()).sum(-1).mean(), model)
+    assert torch.allclose(conflict.mean_gradient(model, x, batch=2)[0], whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("ssl, select", [("selfdist", "low"), ("defrec", "low"), ("defrec", "random")])
@@ -203,14 +207,16 @@ def test_no_auc_where_the_halves_of_g_oracle_are_apart():
     rows = [
         {"step": t, "class": k % 2} | dict(zip(names, rng.normal(size=len(names)))) for t in (1, 2) for k in range(40)
     ]
-    table = conflict.predict_conflict(rows, {1: 0.49, 2: 0.5}, 0)
+    known = {"pseudo_right": 0.5, "oracle_pseudo_cos": 0.2, "oracle_entropy_cos": -0.1}
+    agree = {step: known | {"oracle_halves_cos": halves} for step, halves in ((1, 0.49), (2, 0.5))}
+    table = conflict.predict_conflict(rows, agree, 0)
     one, two, mean = (row for row in table if row["score"] == "skewness_eval")
     assert (
         np.isnan([one["auc"], one["within"], one["rho"]]).all()
         and np.isfinite(two["auc"])
         and mean["auc"] == two["auc"]
     )
-    shares = conflict.conflict_shares(rows, {1: 0.49, 2: 0.5})
+    shares = conflict.conflict_shares(rows, agree)
     cos = np.array([[row[name] for name in names[-4:]] for row in rows[:40]]) < 0
     assert shares[0]["same_sign_halves"] == np.mean(cos[:, 1] == cos[:, 2])
     assert shares[0]["same_sign_draws"] == np.mean(cos[:, 0] == cos[:, 3])
@@ -221,7 +227,8 @@ def test_no_auc_where_the_halves_of_g_oracle_are_apart():
 def test_the_last_word_where_g_oracle_is_unknown(tmp_path, monkeypatch, capsys):
     """No moment has an AUC: said in the line, in every cell and above every panel."""
     look, titles = conflict.look_at_samples, []
-    monkeypatch.setattr(conflict, "look_at_samples", lambda *live: (look(*live)[0], 0.3))
+    known = {"pseudo_right": 0.5, "oracle_pseudo_cos": 0.2, "oracle_entropy_cos": -0.1}
+    monkeypatch.setattr(conflict, "look_at_samples", lambda *live: (look(*live)[0], known | {"oracle_halves_cos": 0.3}))
     page = figures.draw.page
     monkeypatch.setattr(figures.draw, "page", lambda *more: titles.append(page(*more)) or titles[-1])
     command(paper.main, "persample", *TINY, "--ssl", "defrec", "--samples", 10, "--out", tmp_path / "p")
@@ -235,8 +242,9 @@ def test_a_second_draw_of_the_task_is_another_one(ssl, shapes):
     """Self-distillation, too, whose only draws are its views; the first draw stays what it was."""
     model, task = moving(ssl)
     args = SimpleNamespace(**vars(settings(ssl=ssl)), samples=8, oracle_clouds=8)
-    rows, _ = conflict.look_at_samples(0, args, model, task, shapes["M"], shapes["SC"])
+    rows, known = conflict.look_at_samples(0, args, model, task, shapes["M"], shapes["SC"])
     assert len(rows) == 8 and all(row["cos"] != row["cos_again"] for row in rows)
+    assert all(row["minus_cos_cls"] == -row["cos_cls"] for row in rows) and 0 <= known["pseudo_right"] <= 1
 
 
 def test_signs_that_do_not_exist_do_not_agree():
