@@ -17,12 +17,12 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from datasets import files, pointda, pointsegda
+from datasets import files, own, pointda, pointsegda
 from datasets.files import normalise, turn_up
 from engine.base import UserError, generator
 from engine.geometry import distort, gather_points, grid_of
 
-SOURCES = (pointda, pointsegda)  # a further data set is one file in datasets/ and its entry here
+SOURCES = (pointda, pointsegda, own)  # a further data set is one file in datasets/ and its entry here
 
 
 # ---------------------------------------------------------------- directions and domains
@@ -35,7 +35,6 @@ class Direction:
     target: str
     dataset: ModuleType
 
-    classes = property(lambda self: self.dataset.CLASSES)
     per_point = property(lambda self: self.dataset.PER_POINT)  # labels belong to points: segmentation
     oracle = property(lambda self: self.source == self.target)  # supervised on the target: a bound, no adaptation
     # the half-space crop of strong_view: synthetic source, depth scans as target
@@ -53,7 +52,7 @@ def direction(task):
     """The Direction of that name; UserError names the choices."""
     ways = directions()
     if task not in ways:
-        known = " ".join(name for name, way in ways.items() if not way.oracle)
+        known = " ".join(name for name, way in ways.items() if not way.oracle and way.dataset is not own)
         raise UserError(f"--task {task}: unknown; choose one of {known}, or an oracle: S_S and the like")
     return ways[task]
 
@@ -78,10 +77,10 @@ class Domain:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)})
 
     def framed(self, up="z", unit_sphere=False):
-        """With z up where y was, and in the unit sphere if asked: the layout of PointSegDA's bodies fixes neither."""
-        if up != "y" and not unit_sphere:
+        """With z up where y or x was, and in the unit sphere if asked: files of bodies and own clouds tell neither."""
+        if up == "z" and not unit_sphere:
             return self
-        turn = lambda x: torch.from_numpy(turn_up(x.numpy())) if up == "y" else x
+        turn = lambda x: torch.from_numpy(turn_up(x.numpy(), up))
         fit = lambda x: normalise(turn(x)) if unit_sphere else turn(x)
         return replace(self, **{split: fit(getattr(self, split)) for split in self.splits})
 
@@ -103,18 +102,21 @@ def dataset_of(key):
 
 
 def load_domain(root, key, labels=True):
-    """A Domain from `root`: "shapes", or a folder that holds PointDA_data/, PointSegDA/; labels=False reads no label.
-
-    UserError names a bad file.
-    """
+    """A Domain from `root`, as --data has it; labels=False reads no label. UserError names a bad file."""
     dataset, fields = dataset_of(key), {}
     for split in dataset.SPLITS:
         points, y = dataset.load(root, key, split, labels)
-        fields |= {split: torch.from_numpy(points), f"{split}_labels": torch.from_numpy(y) if labels else None}
-    domain = Domain(key, dataset.CLASSES, dataset.PER_POINT, **fields)
+        fields |= {split: torch.from_numpy(points), f"{split}_labels": None if y is None else torch.from_numpy(y)}
+    domain = Domain(key, dataset.classes(root), dataset.PER_POINT, **fields)
     if labels:
         dataset.check(root, key, domain.counts)
     return domain
+
+
+def framed(src, tgt, flags):
+    """Both domains with z up, by the flags of a run."""
+    up = flags["up"], flags.get("target_up") or flags["up"]
+    return [domain.framed(axis, flags["unit_sphere"]) for domain, axis in zip((src, tgt), up)]
 
 
 def data_name(root, src, tgt):

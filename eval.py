@@ -20,7 +20,7 @@ import stage1_ssl
 import stage2_pseudo
 from engine.base import UserError, cli, markdown, read_json, write_atomically
 from engine.flags import Parser
-from engine.metrics import confusion, quality, scores_of
+from engine.metrics import confusion, quality, scores_of, spread
 from engine.picture import draw_confusion, draw_parts, save_figure
 from engine.validators import judge
 
@@ -70,7 +70,7 @@ def stage_result(path, truth_src, truth_tgt, truth_train, classes):
 
 # ---------------------------------------------------------------- one run
 def evaluate(run, root=None):
-    """Join a run's predictions with the labels: writes RUN/result.json and pictures, returns the result.
+    """Join a run's predictions with the labels: writes RUN/result.json and pictures, returns the result, if it can.
 
     root: where the clouds are now, if they moved. UserError where no stage is finished or the clouds are others.
     """
@@ -81,10 +81,12 @@ def evaluate(run, root=None):
     latest = config[f"stage{done[-1]}"]
     args, root = latest["args"], root or latest["args"]["data"]
     way = data.direction(args["task"])
-    src, tgt = (data.load_domain(root, key).framed(args["up"], args["unit_sphere"]) for key in (way.source, way.target))
+    src, tgt = data.framed(*(data.load_domain(root, key) for key in (way.source, way.target)), args)
     fingerprint = data.fingerprint(src, tgt)
     if any(config[f"stage{n}"]["data"]["fingerprint"] != fingerprint for n in done):
         raise UserError(f"--data {root}: not the clouds that {run} was trained on; give the same data")
+    if tgt.test_labels is None:
+        return print(f"{run}: its target has no labels, so there is nothing to score; make predict says what it sees")
 
     result = {key: args[key] for key in (*SETTING, "seed")} | {"pcm": args["ssl"].endswith("+pcm")}
     result["data"] = {
@@ -168,12 +170,6 @@ def records(result):
     return found
 
 
-def spread(values):
-    """Percent: mean and, from two values on, the sample standard deviation over seeds."""
-    values = 100 * np.array(values)
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
 def row(alike):
     """The cells below HEAD of records that differ in their seed: accuracy is overall / mean class."""
     first, keys = alike[0], metrics_of(data.direction(alike[0]["task"]).per_point)
@@ -214,9 +210,11 @@ def pictures(run, result, tgt):
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of one run")
-    parser.add_argument("--data", help="where its clouds are now, if they moved")
+    parser.add_argument("--data", nargs="+", help="where its clouds are now, if they moved; own clouds: SOURCE TARGET")
     args = parser.parse_args()
-    result = evaluate(args.run, args.data)
+    result = evaluate(args.run, args.data if args.data is None or len(args.data) > 1 else args.data[0])
+    if not result:
+        return
     print("\n".join(markdown(HEAD, [row([record]) for record in records(result)])))
     fingerprint = result["data"]["fingerprint"][:12]
     print(f"{result['data']['name']}, sha256 {fingerprint}, n = {result['n_test']} test clouds; {result['device']}")

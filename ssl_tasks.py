@@ -279,7 +279,7 @@ class MaskedLocalStructure(Task):
         super().__init__(n, direction)
         self.shares = (0.02, 0.02, 0.02) if direction.per_point else (0.5, 0.5, 0.05)
         self.k, self.per_bin, self.spare = (10, 5, 10) if direction.per_point else (20, 2, 0)  # its authors' scripts
-        self.radius, self.hole_weight = RADIUS[direction.target], 2 if direction.per_point else 27
+        self.radius, self.hole_weight = RADIUS.get(direction.target, 0.13), 2 if direction.per_point else 27
         self.cls_weight = 1 - self.shares[0]
         self.position, self.normal = PerPointHead(model.encoder.point_dim, 3), PerPointHead(model.encoder.point_dim, 3)
         self.count = PerPointHead(model.encoder.point_dim, BINS, (512, 256, 256), dropped=3)

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 import data
 import models
 import ssl_tasks
+from engine import upright
 from engine.base import UserError, cli, generator, seed_of
-from engine.flags import Parser, add_flags, folder_name
+from engine.flags import Parser, add_flags, folder_name, own_clouds
 from engine.metrics import classes_of, describe, quality
 from engine.run import Run
 from engine.validators import described
@@ -45,7 +46,8 @@ SETTINGS = dict(
     points=None,  # a cloud: 1024 in PointDA-10's protocol, 2048 in PointSegDA's
     batch_size=None,  # both domains together, see PAPER
     eval_every=None,  # max(steps // 20, 100)
-    up="z",  # PointSegDA: bodies are used as they are,
+    up="z",  # bodies and own clouds are used as they are,
+    target_up=None,  # those of the target as the source's,
     unit_sphere=False,  # unless their files need it
     device="auto",
 )
@@ -158,8 +160,7 @@ def evaluator(args, run, model, task, src, tgt, pseudo=None):
     live = {"student": model, "task": task} | ({"teacher": task.teacher.model} if task.teacher else {})
 
     def evaluate(step):
-        kept = {"source": classes_of(describe(model, source)[0])}
-        kept |= described(*describe(model, target), args.seed)
+        kept = {"source": classes_of(describe(model, source)[0])} | described(*describe(model, target), args.seed)
         kept |= {"pseudo": pseudo.label.to(torch.uint8).cpu().numpy()} if pseudo else {}
         found = quality(truth.cpu().numpy(), kept["source"], len(src.classes))
         run.moment(step, found, kept, **live)
@@ -198,12 +199,14 @@ def load(args, run, expected=None):
     """Both domains on the device, announced and recorded, the target without labels; UserError: other clouds."""
     way = data.direction(args.task)
     src, tgt = data.load_domain(args.data, way.source), data.load_domain(args.data, way.target, labels=False)
-    src, tgt = (domain.framed(args.up, args.unit_sphere) for domain in (src, tgt))
+    src, tgt = data.framed(src, tgt, vars(args))
     fingerprint = data.fingerprint(src, tgt)
     if expected and fingerprint != expected:
         raise UserError(f"--data {args.data}: not the clouds that --init was trained on; give the same data")
-    run.begin(src.classes, name=data.data_name(args.data, src, tgt), fingerprint=fingerprint)
+    height = upright.learn(src.train)
+    run.begin(src.classes, name=data.data_name(args.data, src, tgt), fingerprint=fingerprint, upright=height)
     print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
+    upright.warn("the target's clouds", [upright.profiles(tgt.train)], height)
     if way.oracle:
         print("ORACLE: supervised with target labels; a bound, never a result of adaptation")
     return src.to(args.device), tgt.to(args.device)
@@ -220,14 +223,14 @@ def joining(mtl):
 
 def settle(args):
     """Fill in what follows from other flags, and refuse what cannot go together; returns args."""
+    own_clouds(args)
     way = data.direction(args.task)
     base = args.ssl.partition("+")[0]
     if way.per_point and not ssl_tasks.TASKS[base].bodies:
         bodies = ", ".join(name for name, task in ssl_tasks.TASKS.items() if task.bodies)
         raise UserError(f"--ssl {args.ssl} with {args.task}: not for segmentation; choose one of {bodies}")
-    for flag, given in (("--up y", args.up == "y"), ("--unit-sphere", args.unit_sphere)):
-        if given and not way.per_point:
-            raise UserError(f"{flag} with {args.task}: PointDA-10 is put into its frame as it is read; drop the flag")
+    if way.dataset.FRAMED and (args.up, args.target_up, args.unit_sphere) != ("z", None, False):
+        raise UserError(f"--up or --unit-sphere with {args.task}: its clouds get their frame as they are read; drop it")
     if way.per_point:
         args.backbone = "dgcnn-seg"  # the only one PointSegDA is reported with
     paper = PAPER.get(args.backbone, PAPER["dgcnn"])

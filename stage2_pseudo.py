@@ -196,7 +196,7 @@ def train(args, run, src, tgt, start, observe=None):
 
 
 # ---------------------------------------------------------------- command line
-FIXED = ("task", "backbone", "up", "unit_sphere")  # another one is refused
+FIXED = ("task", "backbone", "up", "target_up", "unit_sphere")  # another one is refused
 INHERITED = [key for key in stage1_ssl.SETTINGS if key not in (*FIXED, "out", "device")]
 
 

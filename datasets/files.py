@@ -12,28 +12,12 @@ import h5py
 import numpy as np
 import torch
 
+from datasets import clouds, formats, text
+from datasets.clouds import MOST_POINTS
 from engine.base import ROOT, UserError, one_line, seed_of, write_atomically
 
 CACHE = ROOT / ".cache"
-MOST_POINTS = 2048  # a domain keeps at most this many points of a cloud
-PLY_TYPES = {
-    "char": "i1",
-    "uchar": "u1",
-    "short": "i2",
-    "ushort": "u2",
-    "int": "i4",
-    "uint": "u4",
-    "float": "f4",
-    "double": "f8",
-    "int8": "i1",
-    "uint8": "u1",
-    "int16": "i2",
-    "uint16": "u2",
-    "int32": "i4",
-    "uint32": "u4",
-    "float32": "f4",
-    "float64": "f8",
-}
+READERS = (clouds, formats, text)
 
 
 # ---------------------------------------------------------------- frames and sizes
@@ -43,9 +27,10 @@ def normalise(points):
     return points / points.norm(dim=-1, keepdim=True).amax(-2, keepdim=True).clamp_min(1e-12)
 
 
-def turn_up(points):
-    """y up -> z up: (x, y, z) -> (x, -z, y), (..., 3)."""
-    return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
+def turn_up(points, up="y"):
+    """y up -> z up: (x, y, z) -> (x, -z, y); x up -> z up: (x, y, z) -> (y, z, x); z: as they are, (..., 3)."""
+    x, y, z = np.moveaxis(np.asarray(points), -1, 0)
+    return np.stack({"y": (x, -z, y), "x": (y, z, x), "z": (x, y, z)}[up], -1)
 
 
 def resample(points, P, seed):
@@ -99,7 +84,7 @@ def read_npy(path):
 def read_h5(path, read):
     """read(file) of an opened .h5 file; UserError names one that is not whole."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # another job may have it open
             return read(file)
     except UserError:
         raise
@@ -110,7 +95,7 @@ def read_h5(path, read):
 def cached(paths, code, read):
     """read() as float32 (n, P, 3), kept in one file for these paths as they are now, where one can be written.
 
-    code: path of the module that `read` belongs to, which decides with this one what is read.
+    code: path of the module that `read` belongs to, which decides with this one and READERS what is read.
     """
     try:
         stats = [(p.name, p.parent.parent.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
@@ -118,7 +103,7 @@ def cached(paths, code, read):
         raise UserError(f"{error.filename}: {error.strerror}; fetch it again") from None
     # the name stands for the place, the key for its files and the code: a changed folder replaces its own file
     place = f"{paths[0].resolve().parent} {paths[0].name if paths[0].suffix == '.h5' else ''}"
-    source = Path(__file__).read_bytes() + Path(code).read_bytes()
+    source = b"".join(Path(c).read_bytes() for c in (__file__, code, *(module.__file__ for module in READERS)))
     key = hashlib.sha256(repr((stats, MOST_POINTS)).encode() + source).hexdigest()
     path = CACHE / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
     try:
@@ -160,56 +145,10 @@ def set_name(root, name, official):
     """
     if str(root) == "shapes":
         return "built-in shapes"
+    if not isinstance(root, (str, Path)):
+        return "own clouds: " + " -> ".join(Path(folder).resolve().name for folder in root)
     if official:
         return name
     own = Path(root) / name
     note = (own if own.is_dir() else Path(root)) / "NAME"
     return "custom: " + (note.read_text().partition("\n")[0].strip() if note.is_file() else Path(root).resolve().name)
-
-
-# ---------------------------------------------------------------- one cloud of one's own
-def read_cloud(path):
-    """Points (N, 3) of a .npy, .ply, .txt or .xyz file, columns 0..2, in the unit sphere; or UserError."""
-    readers = {".npy": lambda: np.load(path, allow_pickle=False), ".ply": lambda: _read_ply(path)}
-    try:
-        array = readers.get(path.suffix.lower(), lambda: np.loadtxt(path, ndmin=2, delimiter=_delimiter(path)))()
-        points = np.asarray(array[:, :3], dtype=np.float64)  # map coordinates outgrow the seven digits of float32
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a .npy, .ply, .txt or .xyz cloud") from None
-    except Exception as error:  # a damaged file fails in a dozen ways
-        raise UserError(
-            f"{path}: not a cloud of numbers, one point a row ({one_line(error)}); give another file"
-        ) from None
-    sound = points.ndim == 2 and points.shape[1] == 3 and len(points) >= 2 and np.isfinite(points).all()
-    if not sound or (points == points[0]).all():
-        raise UserError(
-            f"{path}: needs finite x, y, z of two different points at least, not an array {points.shape}; "
-            "give another file"
-        )
-    return normalise(torch.from_numpy(points)).float()
-
-
-def _delimiter(path):
-    return "," if "," in path.read_text().partition("\n")[0] else None
-
-
-def _read_ply(path):
-    """x, y, z of the vertices of an ascii or binary .ply whose vertex element comes first."""
-    head, end, body = path.read_bytes().partition(b"end_header")
-    lines = [line.split() for line in head.decode("ascii").splitlines()]
-    form = next((line[1] for line in lines if line[:1] == ["format"]), None)
-    elements = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
-    if not end or form is None or not elements or lines[elements[0]][1] != "vertex":
-        raise ValueError("its header is not that of a .ply with the vertices first")
-    n, stop = int(lines[elements[0]][2]), elements[1] if len(elements) > 1 else len(lines)
-    order = "<" if "little" in form else ">"
-    fields = [(line[-1], order + PLY_TYPES[line[1]]) for line in lines[elements[0] + 1 : stop] if line[0] == "property"]
-    body = body[body.index(b"\n") + 1 :]
-    if form == "ascii":
-        rows = [line.split()[: len(fields)] for line in body.decode("ascii").splitlines()[:n]]
-        if len(rows) < n:
-            raise ValueError(f"{len(rows)} of {n} vertices")
-        vertex = {name: column for (name, _), column in zip(fields, np.array(rows, dtype=np.float64).T)}
-    else:
-        vertex = np.frombuffer(body, dtype=fields, count=n)
-    return np.stack([vertex["x"], vertex["y"], vertex["z"]], 1)

@@ -22,6 +22,7 @@ SPLITS = ("train", "test")
 PER_POINT = False
 POINTS = 1024
 SCANS = {"SC"}
+FRAMED = True
 FOLDER = "PointDA_data"
 
 OFFICIAL = {  # clouds of each class, train and test
@@ -29,6 +30,10 @@ OFFICIAL = {  # clouds of each class, train and test
     "S": ((599, 167, 310, 1076, 4612, 1620, 762, 158, 2198, 5876), (85, 23, 50, 126, 662, 232, 112, 30, 330, 842)),
     "SC": ((98, 329, 464, 650, 2578, 161, 210, 88, 495, 1037), (26, 85, 146, 149, 801, 41, 61, 25, 134, 301)),
 }
+
+
+def classes(root):
+    return CLASSES
 
 
 def load(root, key, split, labels):

@@ -18,8 +18,13 @@ PREFIX = "seg_"
 SPLITS = ("train", "val", "test")
 PER_POINT = True
 POINTS = 2048
+FRAMED = False
 SCANS = set()  # whole bodies, none seen from one side only
 REMEDY = "get PointSegDA (github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/)"
+
+
+def classes(root):
+    return CLASSES
 
 
 def load(root, key, split, labels):

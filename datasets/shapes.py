@@ -458,11 +458,16 @@ def make(key, split):
     if key in FIGURES:
         clouds, labels = zip(*(figure(key, np.random.default_rng([*seed, i])) for i in range(BODIES[split])))
         return np.stack(clouds).astype(np.float32), np.stack(labels).astype(np.int64)
-    labels = np.repeat(np.arange(len(MAKERS)), np.multiply(COUNTS[key], 2 if split == "train" else 1))
-    labels = np.random.default_rng(seed).permutation(labels)
-    clouds = np.empty((len(labels), POINTS, 3), np.float32)
-    for i, label in enumerate(labels):
-        rng = np.random.default_rng([*seed, i + 1])  # a trailing 0 would repeat the seed of the labels
-        triangles = build(label, key == "S" or key == "SC" and rng.random() < 0.5, rng)
-        clouds[i] = scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]
-    return clouds, labels
+    clouds, labels = zip(*((points, label) for _, label, _, _, points in built([key], split)))
+    return np.stack(clouds).astype(np.float32), np.array(labels)
+
+
+def built(domains, split):
+    """Yield (domain, label, number, triangles, points) of every object of M, S or SC; see make."""
+    for key in domains:
+        seed = [list(COUNTS).index(key), list(BODIES).index(split)]  # one for each cloud: no draw is shared
+        labels = np.repeat(np.arange(len(MAKERS)), np.multiply(COUNTS[key], 2 if split == "train" else 1))
+        for i, label in enumerate(np.random.default_rng(seed).permutation(labels)):
+            rng = np.random.default_rng([*seed, i + 1])  # a trailing 0 would repeat the seed of the labels
+            triangles = build(label, key == "S" or key == "SC" and rng.random() < 0.5, rng)
+            yield key, label, i, triangles, scan(triangles, rng) if key == "SC" else sample(triangles, POINTS, rng)[0]

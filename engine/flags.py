@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from pathlib import Path
 
@@ -52,7 +53,24 @@ def add_flags(parser, tasks, backbones, scores, **default):
         metavar="DIRECTION",
         help="M_S M_SC S_M S_SC SC_M SC_S, seg_F_A ...; S_S, seg_A_A: an oracle, WITH target labels",
     )
-    flag(method, "--data", help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes")
+    flag(
+        method,
+        "--data",
+        type=os.path.expanduser,
+        help="folder that holds PointDA_data/ or PointSegDA/, or 'shapes' for the built-in shapes",
+    )
+    method.add_argument(
+        "--source",
+        metavar="DIR",
+        type=os.path.expanduser,
+        help="own clouds, DIR/<class>/*, in place of --task and --data",
+    )
+    method.add_argument(
+        "--target",
+        metavar="DIR",
+        type=os.path.expanduser,
+        help="own clouds to adapt to, with or without labels; or one .h5",
+    )
     flag(method, "--backbone", choices=backbones)
     flag(method, "--ssl", choices=tasks, metavar="SSL_TASK", help=f"{', '.join(tasks)}; none: no adaptation")
     flag(method, "--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
@@ -69,9 +87,19 @@ def add_flags(parser, tasks, backbones, scores, **default):
         protocol, "--batch-size", type=number(int, 4, even=True), help="both domains: 64 dgcnn, 128 pointnet, 32 bodies"
     )
     flag(protocol, "--eval-every", type=number(int, 1), help="steps between evaluations: max(steps // 20, 100)")
-    flag(protocol, "--up", choices=("z", "y"), help="the axis that is up in PointSegDA's files; bodies turn about z")
+    flag(protocol, "--up", choices=("z", "y", "x"), help="the axis that is up in the files of bodies and own clouds")
+    flag(protocol, "--target-up", choices=("z", "y", "x"), help="the same of the target's, where it is another one")
     flag(protocol, "--unit-sphere", action=argparse.BooleanOptionalAction, help=seg)
     flag(protocol, "--device", choices=("auto", "cpu", "cuda"))
+
+
+def own_clouds(args):
+    """--source and --target as the direction and the data that they stand for; nothing where neither is given."""
+    source, target = (vars(args).pop(name, None) for name in ("source", "target"))
+    if bool(source) != bool(target):
+        raise UserError("--source DIR and --target DIR go together; give both")
+    if source:
+        args.task, args.data = "own_source_target", [source, target]
 
 
 def folder_name(args, default, more=""):

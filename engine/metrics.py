@@ -61,6 +61,12 @@ def quality(truth, predicted, C):
     return mean_iou(truth, predicted, C)[0] if truth.ndim == 2 else float((predicted == truth).mean())
 
 
+def spread(values):
+    """Percent: mean and, from two values on, the sample standard deviation over seeds."""
+    values = 100 * np.array(values)
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
 def flat_gradient(loss, parameters, **how):
     """Gradient of a scalar over parameters as one vector (P,); zeros where the loss does not depend on them."""
     if not loss.requires_grad:

@@ -103,7 +103,7 @@ class Run:
     def _compare(self, part, new):
         old = self.record.get(f"stage{self.stage}", {}).get(part, {})
         for key in sorted(old.keys() | new.keys()) if old else ():
-            if key not in ("device", "out", "init") and old.get(key) != new.get(key):
+            if key not in ("device", "out", "init", "upright") and old.get(key) != new.get(key):
                 raise UserError(
                     f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
                     "choose another --out, or the same arguments to go on with it"

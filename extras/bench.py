@@ -70,7 +70,7 @@ def encoder_cost(form, device, repeats):
     """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20 -> seconds, peak MB."""
     torch.manual_seed(0)
     models.PLAIN = form == "plain"
-    encoder = models.build("dgcnn", len(data.direction(TASK).classes)).encoder.to(device)
+    encoder = models.build("dgcnn", len(data.direction(TASK).dataset.CLASSES)).encoder.to(device)
     x = clouds(16, 1024, device)
     before = peak_mb(device)
     times = [seconds(lambda: encoder(x)[1].sum().backward(), device) for _ in range(repeats + 1)]
@@ -104,12 +104,12 @@ def step_of(stage, backbone, ssl, measure, B, device):
     """A function that takes one optimiser step of a stage on random clouds, half of B from each domain -> log row."""
     torch.manual_seed(0)
     args, way = flags(backbone, ssl, measure, B, device), data.direction(TASK)
-    model = models.build(backbone, len(way.classes)).to(device)
+    model = models.build(backbone, len(way.dataset.CLASSES)).to(device)
     task = ssl_tasks.build(ssl, model, args.points, way).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=1e-3, fused=True)
-    x, y = clouds(B, args.points, device), torch.arange(B, device=device) % len(way.classes)
-    src, tgt = (data.Domain(key, way.classes, False, x, x, y, y) for key in (way.source, way.target))
-    pseudo = stage2_pseudo.PseudoLabels(torch.eye(len(way.classes), device=device)[y])
+    x, y = clouds(B, args.points, device), torch.arange(B, device=device) % len(way.dataset.CLASSES)
+    src, tgt = (data.Domain(key, way.dataset.CLASSES, False, x, x, y, y) for key in (way.source, way.target))
+    pseudo = stage2_pseudo.PseudoLabels(torch.eye(len(way.dataset.CLASSES), device=device)[y])
 
     def step(t=50):
         optimizer.zero_grad()

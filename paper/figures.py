@@ -68,6 +68,8 @@ def watch(args, look):
     with tempfile.TemporaryDirectory() as folder, Run(folder, 1, args) as run:
         src, tgt = stage1_ssl.load(args, run)
         known = data.load_domain(args.data, tgt.key).to(args.device)  # the training loop gets `tgt`, without labels
+        if known.train_labels is None:
+            raise UserError(f"{args.what}: the target has no labels to judge by; give clouds in class folders")
 
         def observe(t, model, task):
             seen.update(model=model, task=task)

@@ -14,7 +14,8 @@ import data
 import stage2_pseudo
 from datasets import pointda, pointsegda
 from engine.base import UserError, markdown
-from eval import COLUMNS, metrics_of, spread
+from engine.metrics import spread
+from eval import COLUMNS, metrics_of
 from paper.tables import GATE, flat, footer, not_trained, one_a_seed, setting_of, trained
 
 

@@ -1,16 +1,14 @@
 """Which criterion finds a good moment of a run, without target labels? Over all trained runs and their moments."""
 
-from pathlib import Path
-
 import numpy as np
 from scipy import stats
 
 from engine.base import UserError, csv_text, markdown, write_atomically
 from engine.picture import save_figure
 from engine.validators import VALIDATORS
-from eval import LABEL_FREE, read_result
-from paper import command, draw, flag
-from paper.tables import flat, footer, setting_of, trained
+from eval import LABEL_FREE
+from paper import command, draw
+from paper.tables import RUNS, flat, footer, results_of, setting_of, trained
 
 CRITERIA = ("last", "source", *VALIDATORS)
 TEXTS = {"last": "last step", "source": "source validation"}
@@ -61,12 +59,10 @@ def over_seeds(rows, key):
     return (float(np.mean(means)), float(error)) if means else (np.nan, np.nan)
 
 
-@command(flag("runs", type=Path, nargs="+", help="folders with a result.json"), folder="results/validators")
+@command(RUNS, folder="results/validators")
 def validators(args):
     """Label-free choice of the checkpoint: Spearman with target accuracy, points lost against the oracle."""
-    results = [read_result(run) for run in dict.fromkeys(args.runs)]
-    if any(result["per_point"] for result in results):
-        raise UserError("the validators are of classes: give runs that classify")
+    results = [result for result in results_of(args.runs) if not result["per_point"]]  # they are of classes
     every = [row for result in results for row in judged(result)]
     rows = [row for row in every if row["trained"]]
     if not rows:

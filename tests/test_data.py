@@ -291,16 +291,16 @@ def test_directions_are_the_pairs_of_each_data_set():
     """Six of PointDA-10, twelve of PointSegDA, and a domain with itself: the oracle."""
     ways = data.directions()
     assert [name for name, way in ways.items() if way.dataset is pointda and not way.oracle] == SIX
-    assert len(ways) == 6 + 3 + 12 + 4 and all(data.direction(name) == way for name, way in ways.items())
+    assert len(ways) == 6 + 3 + 12 + 4 + 4 and all(data.direction(name) == way for name, way in ways.items())
     for name, source, target in (("M_SC", "M", "SC"), ("SC_S", "SC", "S"), ("S_S", "S", "S")):
         way = data.direction(name)
         assert (way.name, way.source, way.target, way.oracle) == (name, source, target, source == target)
-        assert way.classes == CLASSES and not way.per_point
+        assert way.dataset.classes("data") == CLASSES and not way.per_point
     for a in "FMAS":
         for b in "FMAS":
             way = data.direction(f"seg_{a}_{b}")
             assert (way.source, way.target, way.oracle) == (f"seg_{a}", f"seg_{b}", a == b)
-            assert way.classes == pointsegda.CLASSES and way.per_point and not way.crop
+            assert way.dataset.classes("data") == pointsegda.CLASSES and way.per_point and not way.crop
 
 
 NONSENSE = ("", None, "M", "M_X", "m_s", "M_S_SC", "M_SC_", "M-S", "F_A", "shapes")
