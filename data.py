@@ -106,7 +106,7 @@ def load_domain(root, key, labels=True):
     dataset, fields = dataset_of(key), {}
     for split in dataset.SPLITS:
         points, y = dataset.load(root, key, split, labels)
-        fields |= {split: torch.from_numpy(points), f"{split}_labels": None if y is None else torch.from_numpy(y)}
+        fields |= {split: torch.from_numpy(points), f"{split}_labels": torch.from_numpy(y) if labels and y is not None else None}
     domain = Domain(key, dataset.classes(root), dataset.PER_POINT, **fields)
     if labels:
         dataset.check(root, key, domain.counts)

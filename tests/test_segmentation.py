@@ -157,7 +157,7 @@ def test_both_stages_and_their_result(bodies, tmp_path):
     src = data.load_domain(bodies, "seg_F")
     truth = data.evaluation_subset(tgt.test, 32, tgt.test_labels)[1].numpy()
     val = data.evaluation_subset(src.val, 32, src.val_labels)[1].numpy()
-    assert preds["target"].shape == (2, 4, 32) and preds["source"].shape == (2, 4, 32)
+    assert preds["target"].shape == (3, 4, 32) and preds["source"].shape == (3, 4, 32)  # step 0, and two
     last = result["stage2"]["last"]
     miou, part_iou = mean_iou(truth, preds["target"][-1], 8)
     assert last["miou"] == miou and list(last["part_iou"].values()) == part_iou and "acc" not in last
