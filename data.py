@@ -95,6 +95,9 @@ class Domain:
         of = lambda split: (getattr(self, split), getattr(self, f"{split}_labels"), len(self.classes))
         return {split: files.counted(*of(split)) for split in self.splits}
 
+    def __str__(self):
+        return files.counts_text(dataset_of(self.key).DOMAINS[self.key], self.counts)
+
 
 def dataset_of(key):
     """The module of datasets/ that a domain belongs to."""
@@ -106,7 +109,8 @@ def load_domain(root, key, labels=True):
     dataset, fields = dataset_of(key), {}
     for split in dataset.SPLITS:
         points, y = dataset.load(root, key, split, labels)
-        fields |= {split: torch.from_numpy(points), f"{split}_labels": torch.from_numpy(y) if labels and y is not None else None}
+        y = torch.from_numpy(y) if labels and y is not None else None  # given unasked, they stay outside
+        fields |= {split: torch.from_numpy(points), f"{split}_labels": y}
     domain = Domain(key, dataset.classes(root), dataset.PER_POINT, **fields)
     if labels:
         dataset.check(root, key, domain.counts)
@@ -123,11 +127,6 @@ def data_name(root, src, tgt):
     """ "PointDA-10" only when every count that was opened is official; "built-in shapes"; else "custom: ..." """
     dataset = dataset_of(src.key)
     return files.set_name(root, dataset.NAME, all(dataset.official(d.key, d.counts) for d in (src, tgt)))
-
-
-def counts_text(domain):
-    """The counts in one line."""
-    return files.counts_text(dataset_of(domain.key).DOMAINS[domain.key], domain.counts)
 
 
 def fingerprint(src, tgt):

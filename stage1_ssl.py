@@ -205,7 +205,7 @@ def load(args, run, expected=None):
         raise UserError(f"--data {args.data}: not the clouds that --init was trained on; give the same data")
     height = upright.learn(src.train)
     run.begin(src.classes, name=data.data_name(args.data, src, tgt), fingerprint=fingerprint, upright=height)
-    print(f"{run.config['data']['name']} | source {data.counts_text(src)} | target {data.counts_text(tgt)}")
+    print(f"{run.config['data']['name']} | source {src} | target {tgt}")
     upright.warn("the target's clouds", [upright.profiles(tgt.train)], height)
     if way.oracle:
         print("ORACLE: supervised with target labels; a bound, never a result of adaptation")

@@ -142,8 +142,8 @@ def test_counts_and_their_text(whole):
     """The total always, the classes where labels were opened."""
     domain = load_domain(whole, "S")
     assert domain.counts["train"] == {"total": 10, "per_class": [1] * 10}
-    assert data.counts_text(domain) == f"shapenet: train 10 {[1] * 10}, test 10 {[1] * 10}"
-    assert data.counts_text(load_domain(whole, "SC", labels=False)) == "scannet: train 10, test 10"
+    assert str(domain) == f"shapenet: train 10 {[1] * 10}, test 10 {[1] * 10}"
+    assert str(load_domain(whole, "SC", labels=False)) == "scannet: train 10, test 10"
 
 
 @pytest.mark.parametrize("key", ["M", "SC"])
@@ -269,7 +269,7 @@ def test_bodies_are_as_in_the_files(bodies):
     assert torch.equal(body.train[1], torch.from_numpy(raw[:, :3]))
     assert torch.equal(body.train_labels[1], torch.from_numpy(raw[:, 3]).long() - 1)
     assert body.val.shape == body.test.shape == (2, 64, 3) and body.val_labels.unique().tolist() == list(range(8))
-    assert data.counts_text(body) == "faust: train 2, val 2, test 2"
+    assert str(body) == "faust: train 2, val 2, test 2"
     assert data.data_name(bodies, body, body) == "custom: set"  # there are no official counts to compare with
 
 
@@ -361,8 +361,8 @@ def test_a_further_data_set_is_one_module_and_one_entry(tiny, tmp_path):
     src, tgt = load_domain(tmp_path, way.source), load_domain(tmp_path, way.target, labels=False)
     assert src.train.shape == (12, 60, 3) and src.classes == ("ball", "plate", "rod") and src.splits == ("train", "test")
     assert src.train_labels.tolist() == [0, 1, 2] * 4 and tgt.train_labels is None and tgt.test_labels is None
-    assert data.counts_text(src) == "first: train 12 [4, 4, 4], test 12 [4, 4, 4]"
-    assert data.counts_text(tgt) == "scans: train 12, test 12" and data.data_name(tmp_path, src, tgt) == "Tiny"
+    assert str(src) == "first: train 12 [4, 4, 4], test 12 [4, 4, 4]"
+    assert str(tgt) == "scans: train 12, test 12" and data.data_name(tmp_path, src, tgt) == "Tiny"
     assert data.fingerprint(src, tgt) != data.fingerprint(tgt, src)
     for wrong in ("tiny_A_C", "tiny_A_S", "M_tiny_A"):
         assert "tiny_A_B" in refusal(lambda: data.direction(wrong))
