@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import files
-from datasets.clouds import FORMATS, cloud_of, read_cloud
+from datasets.clouds import FORMATS, MOST_RATIO, cloud_of, read_cloud
 from engine.base import UserError, seed_of
 
 NAME = "own clouds"
@@ -159,19 +159,38 @@ def each_file(path, found):
     return clouds
 
 
+def data_of(file, path):
+    """The dataset `data` [m, n, 3 or more] of an opened .h5, if it lies in that very file; UserError otherwise."""
+    array = file.get("data") if isinstance(file.get("data", getlink=True), h5py.HardLink) else None
+    if not isinstance(array, h5py.Dataset) or array.ndim != 3 or not len(array):
+        raise UserError(f"{path}: has no dataset `data` [m, n, 3] of its own; give one, or a folder of clouds")
+    if array.is_virtual or array.external or array.nbytes > MOST_RATIO * array.id.get_storage_size():
+        raise UserError(f"{path}: `data` {array.shape} does not lie in it; copy it into this file")
+    return array
+
+
 def h5_clouds(path):
-    """Clouds of an .h5 with data (m, n, 3)."""
-
-    def take(file):
-        array = file.get("data")
-        if not isinstance(array, h5py.Dataset) or array.ndim != 3 or not len(array):
-            raise UserError(f"--target {path}: has no dataset `data` [m, n, 3]; give one, or a folder of clouds")
-        return array[...]
-
-    found = [cloud_of(x, f"{path}, cloud {i}") for i, x in enumerate(files.read_h5(path, take))]
+    """Points (n_i, 3) of the clouds of an .h5; what was mended is said once a kind."""
+    found = [
+        cloud_of(x, f"{path}, cloud {i}")
+        for i, x in enumerate(files.read_h5(path, lambda file: data_of(file, path)[...]))
+    ]
     for note, count in Counter(note.partition(":")[0] for cloud in found for note in cloud.notes).items():
         say(f"{path}: {note} ({count} of {len(found)} clouds)")
     return [cloud.points for cloud in found]
+
+
+def count_h5(path):
+    """How many clouds an .h5 holds: m where `data` is [m, n, 3 or more]; 1 where it is one cloud, or damaged."""
+    try:
+        return files.read_h5(path, lambda file: len(data_of(file, path)))
+    except UserError:
+        return 1
+
+
+def h5_cloud(path, i, n):
+    """The Cloud i of an .h5 with several, at most n points."""
+    return cloud_of(files.read_h5(path, lambda file: data_of(file, path)[i]), f"{path}, cloud {i}", n)
 
 
 def digest(points):

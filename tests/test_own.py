@@ -202,7 +202,7 @@ def test_predictions_of_many_files(tmp_path, capsys, monkeypatch):
     (tmp_path / "more" / "broken.ply").write_text("ply")
     argv = "more", "scans/Bench/1.npy", "--ckpt", run / "stage2.pt", "--out", "seen", "--pictures"
     text = refusal(lambda: command(my_cloud.main, *argv))
-    assert "1 of 5 files" in text
+    assert "1 of 5 clouds" in text
     with open("seen/predictions.csv") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert len(rows) == 5 and rows["more/broken.ply"]["class"] == "" and "broken.ply" in rows["more/broken.ply"]["note"]
@@ -212,8 +212,31 @@ def test_predictions_of_many_files(tmp_path, capsys, monkeypatch):
     }
     assert 1 / 3 <= float(one["confidence"]) <= 1
     assert len(list((tmp_path / "seen").glob("*.png"))) == len(list((tmp_path / "seen").glob("*.ply"))) == 4
-    names = my_cloud.names_of([tmp_path / "a" / "x.npy", tmp_path / "a" / "x.txt", tmp_path / "A" / "X.ply"])
-    assert len({name.casefold() for name in names.values()}) == 3
+    looks = my_cloud.Looks(tmp_path, "", NAMES, False, False)
+    names = [looks.name(path) for path in ("a/x.npy", "a/x.txt", "A/X.ply")]
+    assert len({name.casefold() for name in names}) == 3
     capsys.readouterr()
     command(my_cloud.main, "scans/Bench/1.npy", "--ckpt", run / "stage2.pt")  # one cloud: as ever, where one stands
     assert "skewness" in capsys.readouterr().out and (tmp_path / "1-saliency.png").exists()
+
+
+def test_an_h5_of_several_and_pages(tmp_path, monkeypatch):
+    """A row for each cloud of an .h5; pages of all beside one table; a link out of the file is no cloud."""
+    pytest.importorskip("plotly")
+    source = write(tmp_path / "models")
+    with h5py.File(tmp_path / "scans.h5", "w") as file:
+        file["data"] = blobs(np.random.default_rng(0), [0, 1, 2], 40)
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["data"] = h5py.ExternalLink(str(tmp_path / "scans.h5"), "data")
+    command(stage1_ssl.main, *TINY, "--source", source, "--target", tmp_path / "scans.h5", "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    argv = "scans.h5", "link.h5", "--ckpt", "run/stage1.pt", "--out", "seen", "--html"
+    assert "1 of 4 clouds" in refusal(lambda: command(my_cloud.main, *argv))
+    with open("seen/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["scans.h5[0]", "scans.h5[1]", "scans.h5[2]", "link.h5"]
+    pages = sorted(path.name for path in (tmp_path / "seen").glob("*.html"))
+    assert len(pages) == 4 and "index.html" in pages
+    table = (tmp_path / "seen" / "index.html").read_text()
+    assert all(f'href="{name}"' in table for name in pages if name != "index.html")
+    assert "of its own" in refusal(lambda: data.load_domain((str(source), "link.h5"), "own_target"))
