@@ -237,14 +237,13 @@ def load(root, key, split, labels):
     path = folder_of(root, key)
     points = read(path)
     splits = [None] * len(points) if path.is_file() else [s for _, _, s in listed(path)]
-    order = sorted(range(len(points)), key=lambda i: digest(points[i]))
     y = labels_of(root, key) if labels or key == "own_source" else None
+    groups = y if key == "own_source" else [0] * len(points)  # a source comes class by class
+    order = sorted(range(len(points)), key=lambda i: (groups[i], digest(points[i])))
     if set(SPLITS) <= set(splits):
         chosen = [i for i in order if splits[i] == split or (splits[i] is None and split == "train")]
     else:
-        groups = y if key == "own_source" else [0] * len(points)
-        place = Counter()
-        chosen = []
+        place, chosen = Counter(), []
         for i in order:
             place[groups[i]] += 1
             if (place[groups[i]] % TEST == 2) == (split == "test"):  # the second of five: two clouds have one each

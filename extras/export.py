@@ -35,7 +35,7 @@ def ply(points):
 
 def text(points):
     """Points (N, 3) as a table with a header, separated by semicolons."""
-    return "\n".join(["x;y;z", *(f"{x:.5f};{y:.5f};{z:.5f}" for x, y, z in points), ""])
+    return "\n".join(["x;y;z", *(f"{x};{y};{z}" for x, y, z in points.astype(np.float32)), ""])
 
 
 def main():

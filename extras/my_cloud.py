@@ -37,7 +37,7 @@ from saliency import saliency_map, skewness
 def files_of(paths):
     """The files named, and of each folder all that could be clouds; UserError for what is not there."""
     found = []
-    for path in paths:
+    for path in map(Path.expanduser, paths):
         if path.is_dir():
             found += [file for file, _, _ in own.listed(path, descend=False)]
         elif path.exists():

@@ -102,7 +102,7 @@ def test_make_runs_a_cell_where_the_table_looks_for_it(tmp_path, monkeypatch, ca
     (cell,) = re.findall(r"run (TASK=.*)", make("PY=python", "run-M_SC-defrec+pcm-all+cgdm-3-0.7"))
     shared = ["DATA=shapes", "BACKBONE=pointnet", "STEPS=20000", "ARGS=--points 64", "ARGS2=--gcn-iters 5"]
     out = make("PY=python", "run", *cell.split(), *shared)
-    flags = re.search(r'run="\$\(python stage1_ssl.py (.*)\)"', out).group(1)
+    flags = re.search(r'run="\$\("python" stage1_ssl.py (.*)\)"', out).group(1)
     command(stage1_ssl.main, *shlex.split(flags))
     folder = Path(capsys.readouterr().out.strip())
 

@@ -68,3 +68,24 @@ def test_make_help_names_every_target():
         target
     ) in "demo demo_seg M_S seg_F_A S_S data table table1 study figures lesson trains bench test clean".split():
         assert f"make {target}" in text or f" {target} " in text, target
+
+
+def test_from_a_folder_of_scans_to_a_csv(tmp_path):
+    """The five commands of own-data.md, a few steps of them, where nothing of this repository is written to."""
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "results", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    block = re.search(r"```\n(.*?)```", (ROOT / "docs/own-data.md").read_text(), re.S)[1]
+    small = {"STEPS=400": "STEPS=2", "--points 128": "--points 24", "size 32": "size 4", "iters 20": "iters 1"}
+    for text, less in small.items():
+        assert text in block
+        block = block.replace(text, less)
+    assert len(block.splitlines()) == 5
+    block = block.replace("python ", f'"{sys.executable}" ').replace("make ", f'make PY="{sys.executable}" ')
+    bash = ["bash", "-euc", block]
+    done = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, env=ENV | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (seen,) = tmp_path.glob("runs/own_*/predictions.csv")
+    assert len(seen.read_text().splitlines()) == 1 + 378 and seen.read_text().splitlines()[1] in done.stdout
+    assert len((tmp_path / "seen" / "predictions.csv").read_text().splitlines()) == 1 + 126
+    assert (tmp_path / "003-saliency.png").exists() and "nothing to score" in done.stdout

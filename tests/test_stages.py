@@ -555,7 +555,10 @@ def test_no_two_settings_share_a_folder():
     others = dict(data="x", backbone="pointnet", select="all", beta=0.5, steps=9, seed=1, score="gini", alpha=2.0)
     others |= dict(measure="eval", mtl="cgdm", points=99, batch_size=8, eval_every=7)
     classes, bodies = others | dict(task="S_M", ssl="gast"), others | dict(task="seg_F_M", ssl="mlsp", up="y")
-    bodies = {k: v for k, v in bodies.items() if k not in ("data", "backbone")} | {"unit_sphere": True}
+    bodies = {k: v for k, v in bodies.items() if k not in ("data", "backbone")} | {
+        "unit_sphere": True,
+        "target_up": "x",
+    }
     assert classes.keys() | bodies.keys() | {"out", "device"} == stage1_ssl.SETTINGS.keys()
     for base_flags, flags in (({}, classes), ({"task": "seg_F_A", "data": "shapes", "ssl": "defrec"}, bodies)):
         sets = [dict(chosen) for n in range(3) for chosen in itertools.combinations(flags.items(), n)]

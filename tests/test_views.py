@@ -252,8 +252,8 @@ def test_labels_follow_their_points(x, g):
 
 
 def test_only_cad_to_scans_is_cropped():
-    """The crop belongs to M -> SC and S -> SC."""
-    assert [name for name, way in data.directions().items() if way.crop] == ["M_SC", "S_SC"]
+    """The crop belongs to M -> SC and S -> SC, and to own models whose target is scans."""
+    assert [name for name, way in data.directions().items() if way.crop] == ["M_SC", "S_SC", "own_source_target"]
 
 
 def test_the_evaluation_subset_is_fixed(x):
