@@ -112,7 +112,7 @@ def main():
     note = (
         "Target test accuracy of stage 2 at the step best on source validation. "
         f"Stage 1: {' '.join(FLAGS)}. Stage 2: {' '.join(STAGE2)}. "
-        "Both layouts end with the same weights, bit for bit; predictions of own clouds are from other points of a scan. "
+        "Both layouts end with the same weights, bit for bit; own clouds are predicted from other points of a scan. "
         f"Own clouds minus official layout: {100 * (mine - there):+.1f} points.\n"
         f"Data: built-in shapes. Device: {record['device']}. Commit: {record['commit']}."
     )
