@@ -3,13 +3,13 @@
 PointSegDA/{faust,mit,adobe,scape}/{train,val,test}/*.npy, each [P, 4]: x, y, z, label 1..8; see __init__.py.
 """
 
-from collections import Counter
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from datasets import files, shapes
-from engine.base import UserError
+from engine.base import UserError, seed_of
 
 NAME = "PointSegDA"
 CLASSES = ("foot", "leg", "thigh", "torso", "upper arm", "forearm", "hand", "head")
@@ -34,13 +34,18 @@ def load(root, key, split, labels):
         return points, y if labels else None
     paths = _files(root, key, split)
     clouds = [files.read_npy(path) for path in paths]
-    P = Counter(cloud.shape[:1] for cloud in clouds).most_common(1)[0][0]  # (P,): so the odd file is named
     for path, cloud in zip(paths, clouds):
         files.check_cloud(cloud, path)
-        if cloud.shape != (*P, 4):
-            raise UserError(f"{path}: has shape {cloud.shape}, not {[*P, 4]} (x, y, z, label); replace it")
+        if cloud.ndim != 2 or cloud.shape[1] != 4:
+            raise UserError(f"{path}: has shape {cloud.shape}, not [P, 4] (x, y, z, label); replace it")
         if labels and not np.isin(cloud[:, 3], 1 + np.arange(len(CLASSES))).all():
             raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..{len(CLASSES)}; replace it")
+    sizes = set(map(len, clouds))
+    if len(sizes) > 1:  # as the clouds of PointDA-10 are
+        P = min(max(sizes), POINTS)
+        odd = sum(len(cloud) != P for cloud in clouds)
+        warnings.warn(f"{DOMAINS[key]} {split}: {odd} of {len(clouds)} bodies are resampled to {P} points")
+        clouds = [files.resample(cloud, P, seed_of("resample", i)) for i, cloud in enumerate(clouds)]
     array = np.stack(clouds)
     return array[..., :3].astype(np.float32), array[..., 3].astype(np.int64) - 1 if labels else None
 

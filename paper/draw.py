@@ -1,6 +1,6 @@
 """Drawing the figures, from numbers alone: what is measured is in figures.py, conflict.py and evidence.py.
 
-Each draw_* returns a matplotlib Figure for `write`; what `lesson` shows too is a function of its axes.
+Each draw_* returns a matplotlib Figure for `write`.
 """
 
 import json

@@ -27,13 +27,21 @@ KNOBS["high"] = KNOBS["low"]
 
 
 # ---------------------------------------------------------------- any runs
-@command(flag("runs", type=Path, nargs="*", help="folders with a result.json; default: all of runs/"), folder="results")
+RUNS = flag("runs", type=Path, nargs="*", help="folders with a result.json; default: all of runs/")
+
+
+@command(RUNS, folder="results")
 def table(args):
     """Finished runs side by side: OUT.md, .csv and .png, and OUT_seg of those that segment, if there are both."""
-    folders = args.runs or sorted(path.parent for path in Path("runs").glob("*/result.json"))
+    return write_tables(args.out, results_of(args.runs))
+
+
+def results_of(runs):
+    """Results of these folders, or of all of runs/ that are finished."""
+    folders = runs or sorted(path.parent for path in Path("runs").glob("*/result.json"))
     if not folders:
         raise UserError("no finished run under runs/ yet; make demo, or make M_S")
-    return write_tables(args.out, [read_result(run) for run in dict.fromkeys(folders)])
+    return [read_result(run) for run in dict.fromkeys(folders)]
 
 
 def write_tables(out, results):
@@ -207,28 +215,40 @@ def footer(results, metric):
 
 
 def draw_curves(path, results):
-    """Target accuracy over both stages, one line for each run, one colour for each setting."""
+    """Over both stages: on the target, with the share of right pseudo-labels dashed, and on source validation.
+
+    A line for each run; seeds share their setting's colour and its line of the legend.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4))
-    axes = figure.add_subplot()
-    colours, palette = {}, colormaps["tab20"].colors
-    finals = [flat([r])[-1] for r in results]
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    target, source = figure.subplots(1, 2, sharex=True)
+    colours, palette, finals = {}, colormaps["tab20"].colors, [flat([r])[-1] for r in results]
     for r, name in zip(results, named([[record] for record in finals], setting_of)):
-        begin, curve = 0, []
-        for part in (r["stage1"], r["stage2"]):
-            if part:
-                curve += [(begin + p["step"], p["target"]) for p in part["curve"]]
-                begin = curve[-1][0]
-        if r["stage1"] and r["stage2"]:
-            axes.axvline(r["stage1"]["curve"][-1]["step"], color="grey", lw=0.5)
-        label = None if name in colours else name  # seeds share a colour and a line of the legend
-        axes.plot(*zip(*curve), marker=".", color=colours.setdefault(name, palette[len(colours) * 2 % 19]), label=label)
-    names = "\n".join(textwrap.wrap("; ".join(sorted({r["data"]["name"] for r in results})), 100))
-    n = ", ".join(f"{task} n = {n}" for task, n in sorted({(r["task"], r["n_test"]) for r in results}))
+        label = None if name in colours else name
+        colour = colours.setdefault(name, palette[len(colours) * 2 % 19])
+        curves = [part["curve"] for part in (r["stage1"], r["stage2"]) if part]
+        moments = [(begin + p["step"], p) for begin, curve in zip((0, curves[0][-1]["step"]), curves) for p in curve]
+        for axes, key, style in ((target, "target", ".-"), (source, "source", ".-"), (target, "pseudo", "--")):
+            points = np.reshape([(step, 100 * p[key]) for step, p in moments if key in p], (-1, 2))
+            lines = axes.plot(*points.T, style, color=colour, ms=4, lw=0.8 if key == "pseudo" else 1.2)
+            lines[0].set_label(label if key == "target" else None)
+        for axes in (target, source) if len(curves) > 1 else ():
+            axes.axvline(curves[0][-1]["step"], color="grey", lw=0.5)
+    handles, _ = target.get_legend_handles_labels()
+    if any("pseudo" in p for r in results if r["stage2"] for p in r["stage2"]["curve"]):
+        handles += target.plot([], [], "--", lw=0.8, color="grey", label="share of right pseudo-labels")
+    if not results[0]["per_point"]:
+        text = f"gate: {GATE:.0%} on source validation"
+        handles.append(source.axhline(100 * GATE, color="black", lw=0.5, label=text))
+    several = lambda texts: ", ".join(sorted(set(texts)))
+    names = textwrap.wrap(several(r["data"]["name"] for r in results), 150)
+    n = several(f"{r['task']} n = {r['n_test']} test clouds" for r in results)
+    seeds = " ".join(map(str, sorted({record["seed"] for record in finals})))
+    figure.suptitle("\n".join([*names, f"{n}; seed {seeds}"]), fontsize=9)
     metric = "mean IoU" if results[0]["per_point"] else "accuracy"
-    axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"target test {metric}")
-    axes.set_title(f"{names}\n{n}", fontsize=8)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    for axes, text in ((target, "target test"), (source, "source validation")):
+        axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"{text} {metric}, %")
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     save_figure(figure, path)

@@ -204,7 +204,6 @@ def with_label(value):
 BAD_BODY = {
     "no label column": (lambda path: np.save(path, np.load(path)[:, :3]), "(64, 3)"),
     "one column more": (lambda path: np.save(path, np.load(path)[:, [0, 1, 2, 3, 3]]), "(64, 5)"),
-    "fewer points": (lambda path: np.save(path, np.load(path)[:50]), "(50, 4)"),
     "label 0": (with_label(0), "1..8"),
     "label 9": (with_label(9), "1..8"),
     "label 1.5": (with_label(1.5), "1..8"),
@@ -227,12 +226,19 @@ def test_a_bad_body_is_named(bodies, spoil, says):
         assert refusal(lambda: load_domain(bodies, "seg_F", labels=False)) == text
 
 
-@pytest.mark.parametrize("name", ["0.npy", "2.npy"])
-def test_a_body_of_another_size_is_the_one_that_is_named(bodies, name):
-    """Wherever it stands among the others."""
-    path = (bodies / BODY).with_name(name)
-    np.save(path, np.load(path)[:50])
-    assert str(path) in refusal(lambda: load_domain(bodies, "seg_F"))
+def test_bodies_of_unequal_numbers_of_points(bodies):
+    """Resampled to the largest, each point with its label, and said; the others stay as they are."""
+    whole = load_domain(bodies, "seg_F")
+    path = (bodies / BODY).with_name("2.npy")
+    short = np.load(path)[:50]
+    np.save(path, short)
+    with pytest.warns(UserWarning, match="1 of 3 bodies are resampled to 64 points"):
+        domain = load_domain(bodies, "seg_F")
+    split = (bodies / BODY).parent.name
+    points, y = getattr(domain, split), getattr(domain, f"{split}_labels")
+    assert points.shape == (3, 64, 3) and (points[:2] == getattr(whole, split)[:2]).all()
+    rows = {tuple(row) for row in short.tolist()}
+    assert {(*x, label + 1.0) for x, label in zip(points[2].tolist(), y[2].tolist())} <= rows
 
 
 @pytest.mark.parametrize("missing", ["val", ""])

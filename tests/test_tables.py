@@ -286,3 +286,24 @@ def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and {"stage", "seed", "score", "last_acc", "fingerprint"} <= set(lines[0].split(","))
     assert "0.66667" in lines[1] and "0.666667" not in lines[1] and all("f" * 13 not in line for line in lines)
+
+
+def test_the_curves_of_a_study(monkeypatch):
+    """Ten runs, two settings: percent over both stages, n and seeds, the gate and right pseudo-labels where there are any."""
+    figures = []
+    monkeypatch.setattr(tables, "save_figure", lambda figure, path: figures.append(figure))
+    second = [{"step": step, "source": 0.9, "target": 0.4, "pseudo": 0.6} for step in (0, 20)]
+    runs = [result(select=select, seed=seed) for select in ("all", "low") for seed in range(5)]
+    for run in runs:
+        run["stage2"] = run["stage2"] | {"curve": second}
+    tables.draw_curves("x.png", runs)
+    tables.draw_curves("x.png", [result("seg_F_A", "defrec", stage=1)])
+    (target, source), (body, _) = (figure.axes for figure in figures)
+    assert "n = 7" in figures[0].get_suptitle() and "seed 0 1 2 3 4" in figures[0].get_suptitle()
+    solid, dashed = ([line for line in target.lines if line.get_linestyle() == style] for style in ("-", "--"))
+    assert list(solid[0].get_xydata().ravel()) == [10, 50, 10, 40, 30, 40]  # stage 2 follows the 10 steps of stage 1
+    assert list(dashed[0].get_xydata().ravel()) == [10, 60, 30, 60]
+    assert all("%" in axes.get_ylabel() for axes in (target, source)) and "mean IoU" in body.get_ylabel()
+    names = [text.get_text() for text in figures[0].legends[0].texts]
+    assert len(names) == 4 and "gate: 80% on source validation" in names and "share of right pseudo-labels" in names
+    assert [text.get_text() for text in figures[1].legends[0].texts] == ["seg_F_A dgcnn-seg defrec low 0.7"]
