@@ -150,8 +150,9 @@ def name_of(flags):
     if flags["gcn_iters"] not in (None, paper["gcn_iters"]) and not way.per_point:  # segmentation has none
         parts.append(f"GCN of {flags['gcn_iters']}" if flags["gcn_iters"] else "no GCN")
     parts += ["unlabelled stream filtered"] if flags["filter_stream"] else []
-    frame = [text for text, given in (("y up", flags["up"] == "y"), ("unit sphere", flags["unit_sphere"])) if given]
-    parts += [f"({', '.join(frame)})"] if frame else []
+    frame = [f"{flags['up']} up" if flags["up"] in ("x", "y") else "", "unit sphere" if flags["unit_sphere"] else ""]
+    frame += [f"target {flags['target_up']} up" if flags["target_up"] else ""]
+    parts += [f"({', '.join(filter(None, frame))})"] if any(frame) else []
     return " ".join(parts + (["ORACLE: trained with target labels"] if way.oracle else []))
 
 

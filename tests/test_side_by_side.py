@@ -18,7 +18,8 @@ def stop(number, frame):
     print("\\rbar", "\\rstopped after step 1 of 2; run the same command to go on", file=sys.stderr)
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
-open({log!r}, "w").write('{{"stage": 1, "step": 1, "cls": 0.5}}\\n{{"stage": 1, "st')
+LOG = {log!r}
+open(LOG, "w").write('{{"stage": 1, "step": 1, "cls": 0.5}}\\n{{"stage": 1, "st')
 print("\\rstage 1 source 50.0%\\rstage 1 source 75.0%", end="", flush=True)
 """
 WAIT = "print(flush=True)\ntime.sleep(60)"
@@ -94,7 +95,8 @@ def test_a_killed_run_has_the_shells_exit_code(run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_stops_all(run, number):
     """Each saves and says how to go on; nothing new is started."""
-    code, out, _ = run(a=[f"os.kill(os.getppid(), {int(number)})\n{WAIT}", "open('never')"], b=[WAIT])
+    ready = 'while not os.path.exists(LOG.replace("/a/", "/b/")): time.sleep(0.01)'  # b hears the signal, too
+    code, out, _ = run(a=[f"{ready}\nos.kill(os.getppid(), {int(number)})\n{WAIT}", "open('never')"], b=[WAIT])
     assert code == 128 + number
     assert [line for line in out.splitlines() if "stopped after" in line] == [
         f"{name}: stopped after step 1 of 2; run the same command to go on" for name in "ab"
