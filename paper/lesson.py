@@ -124,9 +124,9 @@ def accuracy_curves(axes, target):
     """Target accuracy without and with SM-DSB, [(steps, accuracy), ...]."""
     for (step, accuracy), name in zip(target, ("without SM-DSB", "with SM-DSB")):
         axes.plot(step, 100 * np.asarray(accuracy), marker=".", label=name)
-    axes.set(xlabel="training step", ylabel="target accuracy, %")
+    axes.set(xlabel="training step", ylabel="target accuracy, %", ylim=(0, None))
     axes.set_title("Does it help?", fontsize=16)
-    axes.legend()
+    axes.legend(loc="lower right", handlelength=1)
 
 
 def gap_text(target):
@@ -162,8 +162,8 @@ def conflict_by_sample(axes, bars):
     for y, (name, text) in enumerate(reversed(BARS.items())):
         axes.plot(bars[name]["auc_interval"], [y, y], color="C3" if name.startswith("skewness") else "C0", lw=3)
         axes.plot(bars[name]["auc"], y, "o", color="black")
-        axes.text(0.02, y + 0.2, text, transform=axes.get_yaxis_transform())
-    axes.axvline(0.5, color="grey", lw=0.8)
+        axes.text(0.02, y + 0.2, text, transform=axes.get_yaxis_transform(), bbox={"color": "white", "pad": 1})
+    axes.axvline(0.5, color="grey", lw=0.8, zorder=0)
     axes.set(xlabel="AUC; .5 is chance", yticks=[], ylim=(-0.4, len(BARS) - 0.2))
     axes.set_title("The claim, by sample", fontsize=16)
 
