@@ -166,7 +166,7 @@ def test_label_numbers_of_an_h5_are_checked(tmp_path):
 
 
 # ---------------------------------------------------------------- which way is up
-def test_a_domain_on_its_side_is_noticed(tmp_path):
+def test_a_domain_on_its_side_is_noticed(monkeypatch):
     """Built-in models turned: y or x up is found from forty clouds, and nothing is said of those that stand."""
     M, S = (data.load_domain("shapes", key, labels=False).train[:, :256].numpy() for key in ("M", "S"))
     learnt, some = upright.learn(M), S[:40]
@@ -175,6 +175,8 @@ def test_a_domain_on_its_side_is_noticed(tmp_path):
         assert upright.lies([upright.profiles(clouds)], learnt) == (None if axis == "z" else axis)
         assert np.allclose(turn_up(clouds, axis), some)
     assert upright.lies([upright.profiles(some[:1])], learnt) is None  # one cloud proves nothing
+    monkeypatch.setattr(upright, "MOST_CLOUDS", 10), monkeypatch.setattr(upright, "MOST_POINTS", 100)
+    assert np.array_equal(upright.profiles(some), upright.profiles(some[::4, ::3]))  # some of all, not the first
     with pytest.warns(UserWarning, match="give --up y"):
         upright.warn("these clouds", [upright.profiles(turned["y"])], learnt, "--up")
 
