@@ -1,7 +1,7 @@
 """Your own clouds: a labelled source folder and a target with or without labels (--source DIR --target DIR).
 
 Source: SOURCE/<class>/*, the classes are its folders' names. Target: TARGET/<class>/*, or a flat folder, or one .h5
-with `data` (and `label`, numbers of the source's classes in their order). Any format that files.read_cloud reads, also
+with `data` (and `label`, numbers of the source's classes in their order). Any format that clouds.py reads, also
 meshes. train/ and test/ are taken where they are, above or below the classes; else one cloud of five is for testing, of
 a source one of five of each class.
 
@@ -52,14 +52,20 @@ def listed(path, descend=True):
 
     Where all lie in one folder that holds folders, that one is taken, and said. UserError where there is no cloud.
     """
-    found = []
-    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in FORMATS):
+    found, others = [], Counter()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
         parts = file.relative_to(path).parts
-        if file.is_file() and not any(part[0] in "._" for part in parts):  # a Mac leaves ._x.ply beside x.ply
+        if any(part[0] in "._" for part in parts):  # a Mac leaves ._x.ply beside x.ply
+            continue
+        if file.suffix.lower() in FORMATS:
             found.append((file, parts[:-1]))
-    while (
-        descend and found and all(len(parts) > 1 for _, parts in found) and len({parts[0] for _, parts in found}) == 1
-    ):
+        else:
+            others[file.suffix or file.name] += 1
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        say(f"{path}: files of other kinds are passed over: {kinds}")
+    deeper = lambda: all(len(parts) > 1 for _, parts in found) and len({parts[0] for _, parts in found}) == 1
+    while descend and found and deeper():
         path = path / found[0][1][0]
         found = [(file, parts[1:]) for file, parts in found]
         say(f"taking the clouds in {path}")
@@ -91,6 +97,8 @@ def classes(root):
     names = sorted({name for _, name, _ in found}, key=lambda name: (name.casefold(), name))
     folders = {p.name for p in source.iterdir() if p.is_dir() and p.name[0] not in "._"}
     empty = folders - {*names, *SPLITS} if folders & {*names} else set()
+    if len(names) > 256:  # predictions are kept as uint8
+        raise UserError(f"--source {source}: {len(names)} class folders; 256 at most can be told apart here, join some")
     if len(names) < 2:
         raise UserError(f"--source {source}: {len(names)} class folder; give a folder with one folder for each class")
     twins = [pair for pair in zip(names, names[1:]) if pair[0].casefold() == pair[1].casefold()]
@@ -130,33 +138,36 @@ def named(root):
 
 
 # ---------------------------------------------------------------- reading
-def read(path):
-    """All clouds of a folder or .h5, (m, P, 3) in the unit sphere, in the order of their files, from the cache."""
-    if path.is_file():
+def read(path, found):
+    """All clouds of a folder, whose files are `found`, or of an .h5: (m, P, 3) in the unit sphere, from the cache."""
+    if found is None:
         return files.cached([path], __file__, lambda: fitted(h5_clouds(path)))
-    found = [file for file, _, _ in listed(path)]
-    return files.cached(found, __file__, lambda: fitted(each_file(path, found)))
+    paths = [file for file, _, _ in found]
+    return files.cached(paths, __file__, lambda: fitted(each_file(path, paths)))
 
 
 def each_file(path, found):
-    """Points (n_i, 3) of each file; UserError names what cannot be read, and what was mended is said once a kind."""
-    clouds, bad, notes, dropped = [], [], Counter(), 0
+    """Points (n_i, 3) of each file; UserError names what cannot be read."""
+    clouds, bad = [], []
     for file in tqdm(found, f"reading {path.name}", leave=False, dynamic_ncols=True):
         try:
-            cloud = read_cloud(file)
-            clouds.append(cloud.points)
-            dropped += cloud.dropped
-            notes.update(note.partition(":")[0] for note in cloud.notes)
+            clouds.append(read_cloud(file))
         except UserError as error:
             bad.append(str(error))
     if bad:
         more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(f"{len(bad)} of {len(found)} files cannot be read: {' | '.join(bad[:3])}{more}")
+    return points_of(clouds, path)
+
+
+def points_of(clouds, path):
+    """Points (n_i, 3) of Clouds; what was mended is said once a kind."""
+    notes = Counter(note.partition(":")[0] for cloud in clouds for note in cloud.notes)
     for note, count in notes.items():
-        say(f"{path}: {note} ({count} of {len(found)} files)")
-    if dropped:
+        say(f"{path}: {note} ({count} of {len(clouds)} clouds)")
+    if dropped := sum(cloud.dropped for cloud in clouds):
         say(f"{path}: {dropped} points dropped in all")
-    return clouds
+    return [cloud.points for cloud in clouds]
 
 
 def data_of(file, path):
@@ -170,14 +181,9 @@ def data_of(file, path):
 
 
 def h5_clouds(path):
-    """Points (n_i, 3) of the clouds of an .h5; what was mended is said once a kind."""
-    found = [
-        cloud_of(x, f"{path}, cloud {i}")
-        for i, x in enumerate(files.read_h5(path, lambda file: data_of(file, path)[...]))
-    ]
-    for note, count in Counter(note.partition(":")[0] for cloud in found for note in cloud.notes).items():
-        say(f"{path}: {note} ({count} of {len(found)} clouds)")
-    return [cloud.points for cloud in found]
+    """Points (n_i, 3) of the clouds of an .h5."""
+    array = files.read_h5(path, lambda file: data_of(file, path)[...])
+    return points_of([cloud_of(x, f"{path}, cloud {i}") for i, x in enumerate(array)], path)
 
 
 def count_h5(path):
@@ -221,23 +227,23 @@ def h5_labels(path, C):
     return y.astype(np.int64)
 
 
-def labels_of(root, key):
-    """Label (m,) of every file of a domain, in the order of `read`, or None of an unlabelled target."""
-    path = folder_of(root, key)
-    if path.is_file():
-        return h5_labels(path, len(classes(root)))
-    match = {name: c for c, name in enumerate(classes(root))} if key == "own_source" else named(root)
-    return np.array([match[name] for _, name, _ in listed(path)], np.int64) if match else None
+def labels_of(root, key, found, match):
+    """Label (m,) of every cloud of a domain, in the order of `found`, or None of an unlabelled target."""
+    if found is None:
+        return h5_labels(folder_of(root, key), len(classes(root)))
+    match = {name: c for c, name in enumerate(classes(root))} if key == "own_source" else match
+    return np.array([match[name] for _, name, _ in found], np.int64) if match else None
 
 
 # ---------------------------------------------------------------- what data.py asks for
 def load(root, key, split, labels):
     """Points (n, P, 3) float32, each cloud in the unit sphere, and labels (n,) int64 if asked for and there are any."""
-    named(root)  # compared before anything is read, by the names of folders alone
+    match = named(root)  # compared before anything is read, by the names of folders alone
     path = folder_of(root, key)
-    points = read(path)
-    splits = [None] * len(points) if path.is_file() else [s for _, _, s in listed(path)]
-    y = labels_of(root, key) if labels or key == "own_source" else None
+    found = None if path.is_file() else listed(path)
+    points = read(path, found)
+    splits = [None] * len(points) if found is None else [s for _, _, s in found]
+    y = labels_of(root, key, found, match) if labels or key == "own_source" else None
     groups = y if key == "own_source" else [0] * len(points)  # a source comes class by class
     order = sorted(range(len(points)), key=lambda i: (groups[i], digest(points[i])))
     if set(SPLITS) <= set(splits):

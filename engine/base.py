@@ -41,6 +41,15 @@ def cli(main):
         sys.exit(130)
 
 
+def call(main, *argv):
+    """Run a script's main in this process, with these arguments."""
+    old, sys.argv = sys.argv, [main.__module__, *map(str, argv)]
+    try:
+        main()
+    finally:
+        sys.argv = old
+
+
 # ---------------------------------------------------------------- seeds
 def seed_of(*words):
     """A 63-bit seed that is a pure function of the words, e.g. (seed, "stage 1", step)."""

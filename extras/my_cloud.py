@@ -69,7 +69,7 @@ class Looks:
 
     def __init__(self, out, ckpt, classes, pictures, html):
         self.out, self.ckpt, self.classes, self.pictures, self.html = out, ckpt, classes, pictures, html
-        self.pages, self.used, self.script = {}, Counter(), None
+        self.pages, self.used = {}, Counter()
 
     def name(self, path):
         """A name for this cloud's files, none twice, whatever the folders."""

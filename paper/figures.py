@@ -237,6 +237,14 @@ def fig6(args):
 
 
 # ---------------------------------------------------------------- Fig. 7: what a wrong pseudo-label does to the score
+def stage1_of(path):
+    """A checkpoint of stage 1 that classifies; UserError otherwise."""
+    start = load_checkpoint(path)
+    if data.direction(start["config"]["args"]["task"]).per_point:
+        raise UserError(f"--init {path}: give RUN/stage1.pt of a run that classifies; this one segments")
+    return start
+
+
 def second_stage(parser):
     """The flags of stage 2: what is not given comes from the checkpoint."""
     parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
@@ -248,9 +256,7 @@ def second_stage(parser):
 @command(second_stage, EVERY, SAMPLES)
 def fig7(args):
     """Fig. 7: over stage 2, the skewness of pseudo-labelled target clouds less that with their true labels."""
-    start = load_checkpoint(args.init)
-    if data.direction(start["config"]["args"]["task"]).per_point:
-        raise UserError(f"--init {args.init}: give RUN/stage1.pt of a run that classifies; this one segments")
+    start = stage1_of(args.init)
     stage2_pseudo.inherit(args, start)
     args.every, rows = args.every or max(1, args.steps // 20), []
     with tempfile.TemporaryDirectory() as folder, Run(folder, 2, args) as run:

@@ -16,13 +16,14 @@ import data
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
-from engine.base import UserError, generator
+from engine.base import generator
 from engine.flags import add_flags, number
 from engine.metrics import describe
-from engine.run import Run, load_checkpoint
+from engine.run import Run
 from models import model_of
 from paper import command, draw, evidence, flag
 from paper.conflict import skewness_of
+from paper.figures import stage1_of
 from paper.tables import GATE
 from saliency import select
 
@@ -106,9 +107,7 @@ def flags(parser):
 
 def of_one(path, args):
     """One row a rate from one checkpoint, its settled flags, and the name of its data."""
-    start = load_checkpoint(path)
-    if data.direction(start["config"]["args"]["task"]).per_point:
-        raise UserError(f"--init {path}: give RUN/stage1.pt of a run that classifies; this one segments")
+    start = stage1_of(path)
     one, rows = argparse.Namespace(**vars(args) | {"init": path}), []
     stage2_pseudo.inherit(one, start)
     way = data.direction(one.task)
@@ -134,11 +133,9 @@ def noise(args):
     rows, (_, one, name) = [row for rows, *_ in found for row in rows], found[-1]
     seeds = " ".join(dict.fromkeys(str(row["seed"]) for row in rows))
     n = BATCHES * (one.batch_size // 2)
-    one.out = args.out
-    title = f"Noise: {draw.caption(one, name, f'{n} labelled samples at each rate')}".replace(
-        f"seed {one.seed}", f"seed {seeds}"
-    )
-    wrote = draw.write(one, draw_noise(rows, title), name, n, seeds, rows, means(rows))
+    pooled = argparse.Namespace(**vars(one) | {"out": args.out, "seed": seeds})
+    title = f"Noise: {draw.caption(pooled, name, f'{n} labelled samples at each rate')}"
+    wrote = draw.write(pooled, draw_noise(rows, title), name, n, seeds, rows, means(rows))
     return "\n".join([*map(sentence, means(rows)), wrote])
 
 

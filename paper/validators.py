@@ -19,6 +19,12 @@ def spearman(a, b):
     return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else np.nan
 
 
+def stages(result):
+    """(number, record, moments but for step 0) of each stage of a run."""
+    numbers = [n for n in (1, 2) if result[f"stage{n}"]]
+    return [(n, r, [m for m in result[f"stage{n}"]["curve"] if m["step"]]) for n, r in zip(numbers, flat([result]))]
+
+
 def judged(result):
     """One dict a stage, criterion and run: what was lost against the best moment, and Spearman over the moments.
 
@@ -26,8 +32,7 @@ def judged(result):
     accuracy over the moments of the run, nan for the last step, whose criterion is the step.
     """
     rows = []
-    for n, record in zip([n for n in (1, 2) if result[f"stage{n}"]], flat([result])):
-        moments = [row for row in result[f"stage{n}"]["curve"] if row["step"]]
+    for n, record, moments in stages(result):
         target = np.array([row["target"] for row in moments])
         head = {"task": record["task"], "stage": n, "seed": record["seed"], "setting": setting_of(record)}
         head |= {"source": record["last_source"], "moments": len(moments), "trained": trained(record)}
@@ -40,11 +45,8 @@ def judged(result):
 
 def pooled_rho(results, task, name):
     """Spearman of a criterion with target accuracy over all moments of all trained runs of a direction."""
-    moments = []
-    for result in results:
-        for n, record in zip([n for n in (1, 2) if result[f"stage{n}"]], flat([result])):
-            if record["task"] == task and trained(record):
-                moments += [row for row in result[f"stage{n}"]["curve"] if row["step"]]
+    found = [each for result in results for each in stages(result)]
+    moments = [m for _, record, own in found if record["task"] == task and trained(record) for m in own]
     return spearman(*(np.array([moment[key] for moment in moments]) for key in (name, "target")))
 
 

@@ -94,6 +94,7 @@ def test_classes_are_the_sources_folders_whatever_their_case(tmp_path):
         (lambda s, t: (t / "Bench").rename(t / "Stool"), "has Stool beside classes of the source"),
         (lambda s, t: (s / "Bench" / "bad.ply").write_text("no"), "bad.ply"),
         (lambda s, t: shutil.rmtree(t), "no such folder"),
+        (lambda s, t: write(s, [f"c{i}" for i in range(254)], n=1), "257 class folders"),
         (lambda s, t: [p.unlink() for p in t.rglob("*.npy")], "no cloud in it"),
     ],
 )
@@ -115,8 +116,10 @@ def test_what_is_decided_is_said(tmp_path, capsys):
     source, target = write(tmp_path / "models"), write(tmp_path / "scans", ("BENCH", "arm chair"), seed=1)
     np.save(target / "BENCH" / "0.npy", np.r_[blobs(np.random.default_rng(3), [0], 31)[0], [[np.nan] * 3]])
     root = (str(source), str(target))
+    (target / "arm chair" / "scan.las").touch()
     data.load_domain(root, "own_source"), data.load_domain(root, "own_target")
     said = capsys.readouterr().err
+    assert "passed over: 1 .las" in said and "1 points dropped" in said
     assert "has no Zebra crossing" in said and "NaN" in said and "fewer than" in said
     assert own.named(root) == {"BENCH": 1, "arm chair": 0}
 
@@ -175,10 +178,10 @@ def test_a_domain_on_its_side_is_noticed(monkeypatch):
         assert upright.lies([upright.profiles(clouds)], learnt) == (None if axis == "z" else axis)
         assert np.allclose(turn_up(clouds, axis), some)
     assert upright.lies([upright.profiles(some[:1])], learnt) is None  # one cloud proves nothing
-    monkeypatch.setattr(upright, "MOST_CLOUDS", 10), monkeypatch.setattr(upright, "MOST_POINTS", 100)
-    assert np.array_equal(upright.profiles(some), upright.profiles(some[::4, ::3]))  # some of all, not the first
     with pytest.warns(UserWarning, match="give --up y"):
         upright.warn("these clouds", [upright.profiles(turned["y"])], learnt, "--up")
+    monkeypatch.setattr(upright, "MOST_CLOUDS", 10), monkeypatch.setattr(upright, "MOST_POINTS", 100)
+    assert np.array_equal(upright.profiles(some), upright.profiles(some[::4, ::3]))  # some of all, not the first
 
 
 def test_the_targets_own_axis(tmp_path):
