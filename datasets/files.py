@@ -81,7 +81,7 @@ def read_npy(path):
         raise UserError(f"{path}: not a whole .npy array of numbers ({one_line(error)}); fetch it again") from None
 
 
-def read_h5(path, read):
+def read_h5(path, read, remedy="fetch it again"):
     """read(file) of an opened .h5 file; UserError names one that is not whole."""
     try:
         with h5py.File(path, "r", locking=False) as file:  # another job may have it open
@@ -89,7 +89,7 @@ def read_h5(path, read):
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in a dozen ways
-        raise UserError(f"{path}: not a whole HDF5 file ({one_line(error)}); fetch it again") from None
+        raise UserError(f"{path}: not a whole HDF5 file ({one_line(error)}); {remedy}") from None
 
 
 def cached(paths, code, read):

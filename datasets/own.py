@@ -31,6 +31,7 @@ POINTS = 1024
 SCANS = {"own_target"}
 FRAMED = False
 TEST = 5  # one cloud of so many
+OTHER = "give another file"
 
 
 # ---------------------------------------------------------------- what is where
@@ -182,21 +183,21 @@ def data_of(file, path):
 
 def h5_clouds(path):
     """Points (n_i, 3) of the clouds of an .h5."""
-    array = files.read_h5(path, lambda file: data_of(file, path)[...])
+    array = files.read_h5(path, lambda file: data_of(file, path)[...], OTHER)
     return points_of([cloud_of(x, f"{path}, cloud {i}") for i, x in enumerate(array)], path)
 
 
 def count_h5(path):
     """How many clouds an .h5 holds: m where `data` is [m, n, 3 or more]; 1 where it is one cloud, or damaged."""
     try:
-        return files.read_h5(path, lambda file: len(data_of(file, path)))
+        return files.read_h5(path, lambda file: len(data_of(file, path)), OTHER)
     except UserError:
         return 1
 
 
 def h5_cloud(path, i, n):
     """The Cloud i of an .h5 with several, at most n points."""
-    return cloud_of(files.read_h5(path, lambda file: data_of(file, path)[i]), f"{path}, cloud {i}", n)
+    return cloud_of(files.read_h5(path, lambda file: data_of(file, path)[i], OTHER), f"{path}, cloud {i}", n)
 
 
 def digest(points):
@@ -216,7 +217,7 @@ def fitted(clouds):
 
 def h5_labels(path, C):
     """Labels (m,) of an .h5, or None where it has none: absent, all -1, or all alike."""
-    y = files.read_h5(path, lambda file: file["label"][...].reshape(-1) if "label" in file else None)
+    y = files.read_h5(path, lambda file: file["label"][...].reshape(-1) if "label" in file else None, OTHER)
     if y is None or (y == y[0]).all():
         return None
     if y.dtype.kind not in "fiu" or not np.isin(y, np.arange(C)).all():

@@ -55,9 +55,11 @@ def lesson(args):
     known = float((classes_of(describe(base.model, points)[0]) == truth.cpu().numpy()).mean())
 
     ends = [curve[1][-1] for curve in source]
-    state = f"Source accuracy {ends[0]:.0%} without and {ends[1]:.0%} with SM-DSB; {known:.0%} on the maps' {MAP_POINTS} points"
-    if not (trained := min(ends) >= TRAINED):
-        state = f"NOT TRAINED, this sheet shows nothing: source accuracy {ends[0]:.0%} and {ends[1]:.0%}, below {TRAINED:.0%}"
+    state = f"Source accuracy {ends[0]:.0%} without and {ends[1]:.0%} with SM-DSB"
+    if trained := min(ends) >= TRAINED:
+        state += f"; {known:.0%} on the maps' {MAP_POINTS} points"
+    else:
+        state = f"NOT TRAINED, this sheet shows nothing: {state[0].lower()}{state[1:]}, below {TRAINED:.0%}"
     n = f"{len(steps)} steps, {len(samples) // len(agree)} samples, {len(truth)} and {len(tgt.test)} test clouds"
     whole = {row["score"]: row for row in table if row["step"] == ""}
     with rc_context({"font.size": 14}):
@@ -80,7 +82,7 @@ def accuracy_curve(seen, which, truth):
 
 # ---------------------------------------------------------------- the sheet
 def draw_lesson(panels, beta, title, colour):
-    """Both domains and two maps; accuracy, the spread of the score, its claim by step and by sample. For a projector."""
+    """Both domains and two maps; accuracy, the spread of the score, its claim by step and by sample, for a projector."""
     domains, (maps, texts), target, skewness, (series, found), bars = panels
     figure = Figure(figsize=(16, 9), layout="constrained")
     figure.suptitle(title, fontsize=14, color=colour)
@@ -158,7 +160,7 @@ def trend_text(found):
 
 
 def conflict_by_sample(axes, bars):
-    """AUC for "this sample's gradient opposes the oracle's" with its interval, score by score; no bar where undefined."""
+    """AUC for "this sample's gradient opposes the oracle's" with its interval, by score; no bar where undefined."""
     for y, (name, text) in enumerate(reversed(BARS.items())):
         axes.plot(bars[name]["auc_interval"], [y, y], color="C3" if name.startswith("skewness") else "C0", lw=3)
         axes.plot(bars[name]["auc"], y, "o", color="black")

@@ -244,4 +244,7 @@ def test_an_h5_of_several_and_pages(tmp_path, monkeypatch):
     assert len(pages) == 4 and "index.html" in pages
     table = (tmp_path / "seen" / "index.html").read_text()
     assert all(f'href="{name}"' in table for name in pages if name != "index.html")
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "scans.h5").read_bytes()[:900])
+    text = refusal(lambda: data.load_domain((str(source), "cut.h5"), "own_target"))
+    assert "cut.h5" in text and "another file" in text and "fetch" not in text
     assert "of its own" in refusal(lambda: data.load_domain((str(source), "link.h5"), "own_target"))
