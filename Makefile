@@ -52,7 +52,7 @@ help:
 	@echo "                sample's score predict that its gradient conflicts?), anm and measure [TASK=M_SC OUT=results/NAME]"
 	@echo "make claims     Figure 1 and persample over SEEDS;  make noise: a known share of wrong pseudo-labels [TRAIN=1]"
 	@echo "make validators what a choice of the checkpoint without target labels costs, over all finished runs"
-	@echo "make lesson     the figures a lecturer shows, on one sheet: built-in shapes, a CPU, 10 minutes -> results/lesson/"
+	@echo "make lesson     the figures a lecturer shows, on one sheet: built-in shapes, a CPU, 10 minutes -> results/lesson/ [HTML=1]"
 	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/small/learns.md"
 	@echo "make bench      speed and memory on this machine, as ratios -> results/speed/bench.md"
 	@echo "make test       the test suite;   make clean   remove caches and the runs on built-in shapes"
@@ -80,10 +80,14 @@ $(BOUNDS): %:
 
 all: $(SIX)
 
+# a set that is not there, or lies one level off, is said before anything is installed
+have = @[ "$(DATA)" = shapes ] || [ -d "$(DATA)/$(1)" ] || { near=$$(ls -d "$(DATA)"/../$(1) "$(DATA)"/*/$(1) 2>/dev/null | head -n 1); \
+	[ -z "$$near" ] || { echo "no $(1)/ in DATA=$(DATA), but $$near is there: give DATA='$$(cd "$$near/.." && pwd -P)'" >&2; exit 2; }; \
+	echo "no $(1)/ in DATA=$(DATA): $(2); or try the built-in $(3) with DATA=shapes" >&2; exit 2; }
 haveseg:
-	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointSegDA" ] || { echo "no PointSegDA/ in DATA=$(DATA): github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/; or try the built-in bodies with DATA=shapes" >&2; exit 2; }
+	$(call have,PointSegDA,github.com/IdanAchituve/DefRec_and_PCM has its address in PointSegDA/data/,bodies)
 havedata:
-	@[ "$(DATA)" = shapes ] || [ -d "$(DATA)/PointDA_data" ] || { echo "no PointDA_data/ in DATA=$(DATA): fetch it with 'make data', or try the built-in shapes with DATA=shapes" >&2; exit 2; }
+	$(call have,PointDA_data,fetch it with 'make data',shapes)
 
 # no adaptation and the oracle have no pseudo-labels to learn from; a finished stage says so and stops
 ONE_STAGE = $(filter none,$(SSL))$(filter 1,$(STAGES))$(filter $(BOUNDS),$(TASK))
@@ -204,6 +208,8 @@ figures:
 lesson: | $(VENV)
 	@"$(PY)" -m paper $@ --task M_SC --data shapes --backbone pointnet --ssl defrec --seed 0 --steps 350 --points 128 --batch-size 64 \
 	--eval-every 35 --every 10 --scored 128 --samples 256 --out results/lesson/lesson
+	$(if $(HTML),@$(EXTRAS))
+	$(if $(HTML),@"$(PY)" -m extras.page results/lesson/lesson-maps.npz results/lesson/lesson.html)
 
 # ---------------------------------------------------------------- the rest
 trains learns: | $(VENV)

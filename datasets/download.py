@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
 from tqdm import tqdm
@@ -49,18 +49,22 @@ def download(root):
 def members(archive):
     """(name, open) of each plain file of an opened zip or tar; UserError for a link or a name that leads outside."""
     if isinstance(archive, zipfile.ZipFile):
-        files = [i for i in archive.infolist() if not i.is_dir()]
+        slashes = lambda name: name.replace("\\", "/")  # as some programs on Windows write folders
+        files = [i for i in archive.infolist() if not slashes(i.filename).endswith("/")]
         entries = [(i.filename, i.external_attr >> 28 == 0xA, lambda i=i: archive.open(i)) for i in files]
         where = archive.filename
     else:
+        slashes = str
         files = [m for m in archive.getmembers() if not m.isdir()]
         entries = [(m.name, not m.isfile(), lambda m=m: archive.extractfile(m)) for m in files]
         where = archive.name
     for name, special, _ in entries:
-        if special or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        path = PurePosixPath(slashes(name))
+        if special or path.is_absolute() or ".." in path.parts or "\\" in str(path) or PureWindowsPath(name).drive:
             raise UserError(f"{where}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
     # a Mac's archive has a shadow of every file under __MACOSX, in folders of the same names
-    return [(name, opener) for name, _, opener in entries if not name.startswith("__MACOSX/")]
+    plain = [(slashes(name), opener) for name, _, opener in entries]
+    return [(name, opener) for name, opener in plain if not name.startswith("__MACOSX/")]
 
 
 def unpack(path, root):

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from datasets import clouds, formats, text
 from datasets.clouds import MOST_POINTS
@@ -18,6 +19,7 @@ from engine.base import ROOT, UserError, one_line, seed_of, write_atomically
 
 CACHE = ROOT / ".cache"
 READERS = (clouds, formats, text)
+MOST_NAMED = 50  # bad files in one message
 
 
 # ---------------------------------------------------------------- frames and sizes
@@ -48,13 +50,33 @@ def stacked(clouds):
 
 
 # ---------------------------------------------------------------- reading and checking
-def folder(path, remedy):
-    """The path, if it is a folder; UserError with the remedy otherwise."""
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)"
-        )
-    return path
+def folder(root, part, remedy):
+    """The folder root/part; UserError with the remedy otherwise, or with the place one level off where it lies."""
+    path = Path(root) / part
+    if path.is_dir():
+        return path
+    for near in (Path(root).resolve().parent, *sorted(Path(root).glob("*/"))):
+        if (near / part).is_dir():
+            raise UserError(f"{path}: no such folder; {near / part} is one, so give --data {near} (DATA={near})")
+    raise UserError(f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)")
+
+
+def each(paths, read, label):
+    """[read(path), ...] with a bar; all that cannot be read are named together, the first three with the reason."""
+    found, bad = [], {}  # path -> reason
+    for path in tqdm(paths, label, leave=False, dynamic_ncols=True):
+        try:
+            found.append(read(path))
+        except UserError as error:
+            bad[path] = str(error)
+    if len(bad) == 1:
+        raise UserError(*bad.values())
+    if bad:
+        others = ", ".join(map(str, list(bad)[3:MOST_NAMED]))
+        others += f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+        reasons = " | ".join(list(bad.values())[:3]) + (f" | and {others}" if others else "")
+        raise UserError(f"{len(bad)} of {len(paths)} files cannot be read: {reasons}")
+    return found
 
 
 def check_cloud(points, where):

@@ -16,7 +16,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets import files
 from datasets.clouds import FORMATS, MOST_RATIO, cloud_of, read_cloud
@@ -149,16 +148,7 @@ def read(path, found):
 
 def each_file(path, found):
     """Points (n_i, 3) of each file; UserError names what cannot be read."""
-    clouds, bad = [], []
-    for file in tqdm(found, f"reading {path.name}", leave=False, dynamic_ncols=True):
-        try:
-            clouds.append(read_cloud(file))
-        except UserError as error:
-            bad.append(str(error))
-    if bad:
-        more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise UserError(f"{len(bad)} of {len(found)} files cannot be read: {' | '.join(bad[:3])}{more}")
-    return points_of(clouds, path)
+    return points_of(files.each(found, read_cloud, f"reading {path.name}"), path)
 
 
 def points_of(clouds, path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets import files, shapes
 from engine.base import UserError
@@ -84,7 +83,7 @@ def official(key, counts):
 
 # ---------------------------------------------------------------- models: <class>/<split>/*.npy
 def _folder(root, key):
-    return files.folder(Path(root) / FOLDER / DOMAINS[key], f"get {NAME} with `make data`")
+    return files.folder(root, Path(FOLDER, DOMAINS[key]), f"get {NAME} with `make data`")
 
 
 def _model_files(root, key, split):
@@ -103,11 +102,10 @@ def _read_models(root, key, split):
     found = _model_files(root, key, split)
 
     def read():
-        clouds = []
-        for path, c in tqdm(found, f"reading {DOMAINS[key]}/{split}", leave=False, dynamic_ncols=True):
-            points = files.check_cloud(files.read_npy(path), path)
-            clouds.append(points if key == "M" or CLASSES[c] == "plant" else files.turn_up(points))
-        return files.stacked(clouds)
+        one = lambda path: files.check_cloud(files.read_npy(path), path)
+        clouds = files.each([path for path, _ in found], one, f"reading {DOMAINS[key]}/{split}")
+        as_they_are = [key == "M" or CLASSES[c] == "plant" for _, c in found]
+        return files.stacked([x if upright else files.turn_up(x) for x, upright in zip(clouds, as_they_are)])
 
     points = files.cached([path for path, _ in found], __file__, read)
     return points, np.array([c for _, c in found], dtype=np.int64)
@@ -128,11 +126,10 @@ def _read_scans(root, key, split, labels):
     y = [files.read_h5(path, lambda file, path=path: _scan_labels(file, path, labels)) for path in paths]
 
     def read():
-        clouds = []
-        for path in tqdm(paths, f"reading {DOMAINS[key]}/{split}", leave=False, dynamic_ncols=True):
-            array = files.read_h5(path, lambda file: file["data"][...])
-            clouds += [files.turn_up(files.check_cloud(x, f"{path}, cloud {i}")) for i, x in enumerate(array)]
-        return files.stacked(clouds)
+        arrays = [files.read_h5(path, lambda file: file["data"][...]) for path in paths]
+        named = {f"{path}, cloud {i}": x for path, array in zip(paths, arrays) for i, x in enumerate(array)}
+        one = lambda name: files.turn_up(files.check_cloud(named[name], name))
+        return files.stacked(files.each(named, one, f"reading {DOMAINS[key]}/{split}"))
 
     return files.cached(paths, __file__, read), np.concatenate(y) if labels else None
 

@@ -33,13 +33,17 @@ def load(root, key, split, labels):
         points, y = shapes.make(key, split)
         return points, y if labels else None
     paths = _files(root, key, split)
-    clouds = [files.read_npy(path) for path in paths]
-    for path, cloud in zip(paths, clouds):
+
+    def body(path):
+        cloud = files.read_npy(path)
         files.check_cloud(cloud, path)
         if cloud.ndim != 2 or cloud.shape[1] != 4:
             raise UserError(f"{path}: has shape {cloud.shape}, not [P, 4] (x, y, z, label); replace it")
         if labels and not np.isin(cloud[:, 3], 1 + np.arange(len(CLASSES))).all():
             raise UserError(f"{path}: labels (column 3) must be whole numbers in 1..{len(CLASSES)}; replace it")
+        return cloud
+
+    clouds = files.each(paths, body, f"reading {DOMAINS[key]}/{split}")
     sizes = set(map(len, clouds))
     if len(sizes) > 1:  # as the clouds of PointDA-10 are
         P = min(max(sizes), POINTS)
@@ -65,7 +69,7 @@ def official(key, counts):
 
 
 def _files(root, key, split):
-    folder = files.folder(Path(root) / NAME / DOMAINS[key] / split, REMEDY)
+    folder = files.folder(root, Path(NAME, DOMAINS[key], split), REMEDY)
     paths = sorted(folder.glob("[!.]*.npy"))
     if not paths:
         raise UserError(f"{folder}: no .npy file; {REMEDY} again")

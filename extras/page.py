@@ -3,6 +3,7 @@
 cloud_page(path, name, points, saliency, probabilities, classes)    # one cloud; plotly is inside, 5 MB
 index_page(folder / INDEX, rows, {file: (page, thumbnail)})         # many, whose pages read plotly from the folder
 lesson_page(path, title, panels)                                    # a few side by side, for a lecture
+python -m extras.page lesson-maps.npz lesson.html                   # that of `make lesson HTML=1`
 
 A page loads nothing from a network. File names, classes and notes may hold anything: they pass `text` or `link` and
 never reach a script, which is given numbers alone.
@@ -14,13 +15,16 @@ import io
 import json
 import math
 import os
+from pathlib import Path
 from urllib.parse import quote
 
+import engine  # noqa: F401, I001 - first: how torch's threads wait
 import numpy as np
 import torch
 from PIL import Image
 
-from engine.base import UserError, write_atomically
+from engine.base import UserError, cli, write_atomically
+from engine.flags import Parser
 from engine.picture import LEVELS, three_levels
 from saliency import skewness
 
@@ -290,3 +294,24 @@ def write_page(path, title, body, scripts):
 <meta http-equiv="Content-Security-Policy" content="default-src 'self' file: data: blob: 'unsafe-inline'">
 <style>{STYLE}</style></head><body>{body}{scripts}</body></html>\n"""
     write_atomically(path, page.encode(errors="replace"))  # a file name may hold bytes that are no text
+
+
+def main():
+    parser = Parser(prog="-m extras.page", description="The page of a lesson: two clouds that turn.")
+    parser.add_argument("maps", type=Path, help="OUT-maps.npz of `make lesson`")
+    parser.add_argument("page", type=Path, help="the page to write, .html")
+    args = parser.parse_args()
+    try:
+        with np.load(args.maps, allow_pickle=False) as kept:
+            headings = ("High skewness", "Low skewness")
+            sentences = [f"A {words}." for words in kept["texts"]]
+            panels = list(zip(headings, kept["points"], kept["saliency"], sentences))
+            title = str(kept["title"])
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{args.maps}: missing or no maps of a lesson; write them with `make lesson`") from None
+    lesson_page(args.page, title, panels)
+    print(f"wrote {args.page}; open it in a browser")
+
+
+if __name__ == "__main__":
+    cli(main)

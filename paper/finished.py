@@ -146,7 +146,7 @@ def eval_skewness(model, points, labels, alpha):
 
 
 def extremes(model, points, labels, classes, alpha, tails=(0.02, 0.05, 0.1)):
-    """Clouds of high and of low skewness, at these quantiles from either end: [(points, levels)], a text for each.
+    """Clouds of high and of low skewness, at these quantiles from either end: [(points, map)], a text for each.
 
     Not the very extremes: their maps hold one point and nothing else.
     """
@@ -157,7 +157,7 @@ def extremes(model, points, labels, classes, alpha, tails=(0.02, 0.05, 0.1)):
     with frozen(model):
         S, _ = maps(model, points[chosen], labels[chosen], alpha)
     texts = [f"{classes[labels[i]]}, skewness {sk[i]:+.2f}" for i in chosen]
-    return list(zip(points[chosen].cpu(), three_levels(S).cpu())), texts  # Fig. 5
+    return list(zip(points[chosen].cpu(), S.cpu())), texts
 
 
 @command(flag("--ckpt", type=Path, required=True, help="RUN/stage1.pt or RUN/stage2.pt"), MOVED)
@@ -169,6 +169,7 @@ def fig5(args):
     sk, confidence = eval_skewness(model, points, y, config.alpha)
     clouds, texts = extremes(model, points, y, src.classes, config.alpha)
     n = f"{len(sk)} source test clouds, 98, 95, 90 % quantile of skewness above, 10, 5, 2 % below"
+    clouds = [(each, three_levels(S)) for each, S in clouds]
     figure = draw.draw_fig5(clouds, texts, f"Fig. 5: {draw.caption(config, name, n)}")
     rows = [
         {"cloud": i, "class": src.classes[c], "skewness": s, "confidence": p}

@@ -1,19 +1,22 @@
 """What a lecturer shows, on one sheet: the domains, two maps, accuracy, the score, and what it claims to predict.
 
 make lesson        # built-in shapes, a CPU, ten minutes -> results/lesson/lesson.png
+make lesson HTML=1 # and lesson.html, in which both clouds turn
 """
 
 import argparse
+import io
 import textwrap
 
 import numpy as np
+import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import data
-from engine.base import UserError
+from engine.base import UserError, write_atomically
 from engine.metrics import classes_of, describe
-from engine.picture import LEVELS, scatter
+from engine.picture import LEVELS, scatter, three_levels
 from paper import command, conflict, draw, evidence
 from paper.figures import CLOUDS, EVERY, SAMPLES, SCORED, settled, training, watch
 from paper.finished import eval_skewness, extremes
@@ -51,7 +54,7 @@ def lesson(args):
     found = evidence.correlations(series["skewness_eval"], series["cos"], args.seed)
     points = data.evaluation_subset(src.test, MAP_POINTS)
     sk, _ = eval_skewness(base.model, points, truth, args.alpha)
-    maps = extremes(base.model, points, truth, src.classes, args.alpha, (0.1,))
+    maps, texts = extremes(base.model, points, truth, src.classes, args.alpha, (0.1,))
     known = float((classes_of(describe(base.model, points)[0]) == truth.cpu().numpy()).mean())
 
     ends = [curve[1][-1] for curve in source]
@@ -64,14 +67,30 @@ def lesson(args):
     whole = {row["score"]: row for row in table if row["step"] == ""}
     with rc_context({"font.size": 14}):
         title = draw.caption(args, base.name, n).replace("\n", ", ")
-        panels = (src, tgt), maps, target, sk.cpu().numpy(), (series, found), whole
+        panels = (
+            (src, tgt),
+            ([(points, three_levels(S)) for points, S in maps], texts),
+            target,
+            sk.cpu().numpy(),
+            (series, found),
+            whole,
+        )
         figure = draw_lesson(panels, args.beta, f"{title}\n{state}", "black" if trained else "red")
         statistics = {"fig1": found, "persample": table, "moments": conflict.conflict_shares(samples, agree)}
         statistics |= {"source_accuracy": ends, "target_accuracy": target, "accuracy_on_the_maps_points": known}
         wrote = draw.write(args, figure, base.name, len(steps), args.seed, steps, statistics)
+    keep_maps(f"{args.out}-maps.npz", maps, texts, title)
     rho = draw.with_interval(found, "spearman_of_differences")
     area = draw.with_interval(whole["skewness_eval"], "auc") or "not computed"
     return f"{state}\nSpearman of differences {rho}; AUC of skewness, eval, {area}\n{wrote}"
+
+
+def keep_maps(path, maps, texts, title):
+    """Both clouds and their maps as they are, for a page in which they turn."""
+    points, S = (torch.stack(parts).numpy() for parts in zip(*maps))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, points=points, saliency=S, texts=np.array(texts), title=np.array(title))
+    write_atomically(path, buffer.getvalue())
 
 
 def accuracy_curve(seen, which, truth):
@@ -82,7 +101,7 @@ def accuracy_curve(seen, which, truth):
 
 # ---------------------------------------------------------------- the sheet
 def draw_lesson(panels, beta, title, colour):
-    """Both domains and two maps; accuracy, the spread of the score, its claim by step and by sample, for a projector."""
+    """Both domains and two maps; accuracy, the spread of the score, its claim by step and by sample: a slide."""
     domains, (maps, texts), target, skewness, (series, found), bars = panels
     figure = Figure(figsize=(16, 9), layout="constrained")
     figure.suptitle(title, fontsize=14, color=colour)

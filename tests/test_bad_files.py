@@ -3,10 +3,10 @@
 import h5py
 import numpy as np
 import pytest
-from fixtures import blobs, make_pointsegda, refusal, write_h5
+from fixtures import blobs, make_pointda, make_pointsegda, refusal, write_h5
 
 from data import load_domain
-from datasets import pointsegda
+from datasets import files, pointsegda
 from engine.base import UserError
 
 CHAIR = "PointDA_data/modelnet/chair/train/chair_0.npy"
@@ -250,3 +250,47 @@ def test_a_missing_body_folder_is_named(bodies, missing):
     assert str(folder) in text and pointsegda.REMEDY in text and "make data" not in text
     folder.mkdir()
     assert str(folder) in refusal(lambda: load_domain(bodies, "seg_F"))
+
+
+# ---------------------------------------------------------------- all at once, and one level off
+@pytest.mark.parametrize("domain", ["M", "SC", "seg_F"])
+def test_all_bad_files_are_named_at_once(tmp_path, domain):
+    """Not one a run: the first three with the reason, the others by name."""
+    root = make_pointda(make_pointsegda(tmp_path / "set", per_split=5))
+    folder = {
+        "M": "PointDA_data/modelnet/chair/train",
+        "SC": "PointDA_data/scannet",
+        "seg_F": "PointSegDA/faust/train",
+    }[domain]
+    if domain == "SC":
+        with h5py.File(root / folder / "train_0.h5", "a") as file:
+            file["data"][2:7, 5, 1] = np.nan
+        names = [f"train_0.h5, cloud {i}" for i in range(2, 7)]
+    else:
+        for i in range(5):
+            cloud = np.load(root / folder / f"{i}.npy") if domain == "seg_F" else GOOD.copy()
+            cloud[i, 0] = np.nan
+            np.save(root / folder / f"{i}.npy", cloud)
+        names = [f"{i}.npy" for i in range(5)]
+    message = refusal(lambda: load_domain(root, domain, labels=False))
+    assert message.startswith("5 of ") and message.count("holds NaN") == 3
+    assert all(name in message for name in names)
+
+
+def test_more_than_fifty_bad_files_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_NAMED", 4)
+    paths = [tmp_path / f"{i}.npy" for i in range(7)]
+    message = refusal(lambda: files.each(paths, files.read_npy, "reading"))
+    assert "3.npy and 3 more" in message and "4.npy" not in message and message.startswith("7 of 7")
+
+
+@pytest.mark.parametrize("given", ["above", "below", "inside"])
+def test_a_set_one_level_off_is_found(tmp_path, whole, given):
+    """The folder above, the set's own folder, and one in it: each message says what to give."""
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "PointDA_data").symlink_to(whole / "PointDA_data")
+    (tmp_path / "a b" / "other").mkdir()
+    root = {"above": tmp_path, "below": tmp_path / "a b" / "other", "inside": tmp_path / "a b" / "modelnet"}[given]
+    root.mkdir(exist_ok=True)
+    message = refusal(lambda: load_domain(root, "M"))
+    assert f"give --data {tmp_path / 'a b'} (DATA={tmp_path / 'a b'})" in message

@@ -359,7 +359,9 @@ def test_a_further_data_set_is_one_module_and_one_entry(tiny, tmp_path):
     assert way.crop and not way.per_point and not way.oracle and not data.direction("tiny_B_A").crop
     assert data.direction("tiny_B_B").oracle and data.direction("M_S").dataset is pointda
     src, tgt = load_domain(tmp_path, way.source), load_domain(tmp_path, way.target, labels=False)
-    assert src.train.shape == (12, 60, 3) and src.classes == ("ball", "plate", "rod") and src.splits == ("train", "test")
+    assert (
+        src.train.shape == (12, 60, 3) and src.classes == ("ball", "plate", "rod") and src.splits == ("train", "test")
+    )
     assert src.train_labels.tolist() == [0, 1, 2] * 4 and tgt.train_labels is None and tgt.test_labels is None
     assert str(src) == "first: train 12 [4, 4, 4], test 12 [4, 4, 4]"
     assert str(tgt) == "scans: train 12, test 12" and data.data_name(tmp_path, src, tgt) == "Tiny"

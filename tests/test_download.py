@@ -57,6 +57,14 @@ def new(tmp_path):
 
 
 # ---------------------------------------------------------------- unpacking
+def test_a_zip_with_backslashes_is_taken(new, members):
+    """As some programs on Windows write it, with entries for folders."""
+    folders = {"set\\PointDA_data\\modelnet\\": b""}
+    archive = pack(new.parent / "set.zip", folders | {f"set/{n}".replace("/", "\\"): b for n, b in members.items()})
+    download.unpack(archive, new)
+    assert members_of(new) == members
+
+
 @KINDS
 @pytest.mark.parametrize("prefix", ["", "some/where/"])
 def test_unpacking_gives_the_set(members, tmp_path, new, kind, prefix):
@@ -80,6 +88,8 @@ EVIL = {
     "PointDA_data/../../out.npy": b"x",
     "/HERE/out.npy": b"x",  # /HERE stands for the folder of the test
     "..\\out.npy": b"x",
+    "C:\\out.npy": b"x",
+    "\\out.npy": b"x",
     "__MACOSX/../../out.npy": b"x",
     "PointDA_data/modelnet/x": ("link", "/etc"),
     "PointDA_data/modelnet/y": ("hard", "../../secret"),

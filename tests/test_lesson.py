@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fixtures import command, refusal
 from matplotlib import rc_context
 from matplotlib.text import Text
 
 from datasets.pointda import CLASSES
+from extras import page
 from paper import lesson
 
 ACROSS, BELOW, ABOVE, UNKNOWN = (-0.2, 0.3), (-0.4, -0.1), (0.1, 0.4), (math.nan, math.nan)
@@ -77,3 +79,14 @@ def test_rare_levels_are_large_and_in_front(sheet):
         *_, last = axes.collections
         assert np.allclose(last.get_facecolor()[0, :3], lesson.LEVELS[rare] / 255)
         assert last.get_sizes()[0] > 10 * axes.collections[0].get_sizes()[0]
+
+
+def test_the_maps_become_a_page(tmp_path, monkeypatch):
+    """Both clouds with their captions, from the file that the lesson leaves; any other file is refused."""
+    clouds = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    lesson.keep_maps(tmp_path / "maps.npz", [(c, c[:, 0]) for c in clouds], ["a <chair>", "a lamp"], "built-in shapes")
+    monkeypatch.setattr(page, "plotly_js", lambda: "")
+    command(page.main, tmp_path / "maps.npz", tmp_path / "lesson.html")
+    html = (tmp_path / "lesson.html").read_text()
+    assert "A a &lt;chair&gt;" in html and html.count('class="scene"') == 2 and "built-in shapes" in html
+    assert "no maps of a lesson" in refusal(lambda: command(page.main, tmp_path / "lesson.html", tmp_path / "x.html"))

@@ -289,7 +289,7 @@ def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
 
 
 def test_the_curves_of_a_study(monkeypatch):
-    """Ten runs, two settings: percent over both stages, n and seeds, the gate and right pseudo-labels where there are any."""
+    """Ten runs, two settings: percent over both stages, n and seeds, the gate and right pseudo-labels, if any."""
     figures = []
     monkeypatch.setattr(tables, "save_figure", lambda figure, path: figures.append(figure))
     second = [{"step": step, "source": 0.9, "target": 0.4, "pseudo": 0.6} for step in (0, 20)]
