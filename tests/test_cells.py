@@ -36,6 +36,7 @@ def test_cells_are_what_make_runs(cells):
     found = cells("table2 --data shapes --seeds 0")
     oracles = [name for name in found if re.search(r"seg_(.)_\1", name)]
     assert len(found) == 4 + 12 * 5 and sorted(oracles) == [f"run-seg_{key}_{key}-none-all-0-0.7" for key in "AFMS"]
+    assert len(cells("table1")) == 126  # as docs/cluster.md says
     assert "run-S_SC-defrec+pcm-all+cagrad-2-0.7" in (found := cells("table3")) and len(found) == 6 * 13 * 3
     assert {name.rsplit("-", 1)[1] for name in found if "selfdist" in name} == {"0.8"}
     assert {name.rsplit("-", 1)[1] for name in found if "selfdist" not in name} == {"0.7"}

@@ -89,3 +89,20 @@ def test_from_a_folder_of_scans_to_a_csv(tmp_path):
     assert len(seen.read_text().splitlines()) == 1 + 378 and seen.read_text().splitlines()[1] in done.stdout
     assert len((tmp_path / "seen" / "predictions.csv").read_text().splitlines()) == 1 + 126
     assert (tmp_path / "003-saliency.png").exists() and "nothing to score" in done.stdout
+
+
+@pytest.mark.parametrize("index, ran", [("1", "run-a"), ("2", "run-b c"), ("3", None)])
+def test_the_array_of_cluster_md_runs_its_cell(index, ran, tmp_path):
+    """Each index its line of cells.txt, and nothing beyond the last."""
+    script = next(
+        b for b in re.findall(r"```bash\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.S) if "SBATCH" in b
+    )
+    (tmp_path / "cells.txt").write_text("run-a\nrun-b c\n")
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > ran\n')
+    make.chmod(0o755)
+    env = ENV | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": index}
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "ran").exists() == bool(ran)
+    if ran:
+        assert (tmp_path / "ran").read_text().splitlines() == ["--no-print-directory", ran, "DATA=data"]
