@@ -15,7 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import engine  # noqa: F401, I001 - first: how torch's threads wait
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import models
@@ -24,6 +27,8 @@ import stage1_ssl
 import stage2_pseudo
 from engine.base import ROOT, cli, provenance, write_atomically
 from engine.flags import Parser, number
+from engine.metrics import describe
+from engine.picture import save_figure
 
 TASK = "M_SC"
 
@@ -65,50 +70,74 @@ def peak_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# ---------------------------------------------------------------- DGCNN without edge tensors (models.py)
-def encoder_cost(form, device, repeats):
-    """Forward + backward of the DGCNN encoder, T-net included, B = 16, N = 1024, k = 20 -> seconds, peak MB."""
+# ---------------------------------------------------------------- encoders: formula, as it runs, and the floor
+def matmul_rate(device, n=2048, tries=5):
+    """Floating-point operations a second of one large product, the best of a few."""
+    a, b = torch.randn(2, n, n, device=device)
+    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(tries))
+
+
+def encoder_cost(backbone, form, device, repeats):
+    """Forward + backward of an encoder, T-net included, B = 16, N = 1024: seconds, peak MB, and the floor in seconds,
+    which is what its products take at the rate of one large product."""
     torch.manual_seed(0)
     models.PLAIN = form == "plain"
-    encoder = models.build("dgcnn", len(data.direction(TASK).dataset.CLASSES)).encoder.to(device)
-    x = clouds(16, 1024, device)
-    before = peak_mb(device)
-    times = [seconds(lambda: encoder(x)[1].sum().backward(), device) for _ in range(repeats + 1)]
-    return statistics.median(times[1:]), peak_mb(device) - before
+    encoder = models.build(backbone, 10).encoder.to(device)
+    x, before = clouds(16, 1024, device), peak_mb(device)
+    once = lambda: encoder(x)[1].sum().backward()
+    times = [seconds(once, device) for _ in range(repeats + 1)]
+    peak = peak_mb(device) - before
+    with FlopCounterMode(display=False) as counter:
+        once()
+    return statistics.median(times[1:]), peak, counter.get_total_flops() / matmul_rate(device)
 
 
 def encoder_table(device, repeats):
-    cost = {}
-    for form in ("plain", "ours"):  # a process each, because a peak cannot be reset
-        argv = [sys.executable, __file__, "--device", device, "--repeats", str(repeats), "--encoder", form]
-        cost[form] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-    (t0, m0), (t1, m1) = cost["plain"], cost["ours"]
-    return [
-        "| DGCNN encoder, forward + backward, B = 16, N = 1024, k = 20 | seconds | peak memory, MB |",
-        "|---|---|---|",
-        f"| each layer by its formula, edge tensors (models.PLAIN) | {t0:.2f} | {m0:.0f} |",
-        f"| as it runs (engine/fast.py) | {t1:.2f} | {m1:.0f} |",
-        f"| ratio | **{t0 / t1:.1f} times faster** | **{m1 / m0:.2f} of the memory** |",
+    lines = [
+        "| encoder, forward + backward, B = 16, N = 1024 | by its formula, s | as it runs, s | times faster "
+        "| matmul floor, s | of the floor | peak memory, MB | of the formula's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    for backbone in models.BACKBONES:
+        (t0, m0, _), (t1, m1, floor) = (in_a_process("--encoder", backbone, form, device, repeats) for form in FORMS)
+        cells = [backbone, f"{t0:.2f}", f"{t1:.3f}", f"**{t0 / t1:.1f}**", f"{floor:.3f}", f"{t1 / floor:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{m1:.0f}", f"**{m1 / m0:.2f}**"]) + " |")
+    return lines
+
+
+FORMS = ("plain", "ours")  # models.PLAIN: each layer by its formula, edge tensors and all; engine/fast.py
+
+
+def in_a_process(flag, *words):
+    """The numbers that this script prints for a hidden flag; a process each, because a peak cannot be reset."""
+    *what, device, repeats = map(str, words)
+    argv = [sys.executable, __file__, "--device", device, "--repeats", repeats, flag, *what]
+    return json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
 
 
 # ---------------------------------------------------------------- one step of each stage
-def flags(backbone, ssl, measure, B, device):
+def flags(backbone, ssl, measure, B, device, N=1024):
     """A run's flags as stage 1 has them, unmasked where nothing is measured."""
     here = dict(task=TASK, backbone=backbone, ssl=ssl, select="low" if measure else "all", measure=measure)
-    sizes = dict(points=1024, batch_size=B, steps=100, device=device)
+    sizes = dict(points=N, batch_size=B, steps=100, device=device)
     return stage1_ssl.settle(Namespace(**stage1_ssl.SETTINGS | stage2_pseudo.SETTINGS | here | sizes))
 
 
-def step_of(stage, backbone, ssl, measure, B, device):
+def domains(way, B, N, device):
+    """Source and target of B random clouds each."""
+    x, y = clouds(B, N, device), torch.arange(B, device=device) % len(way.dataset.CLASSES)
+    return [data.Domain(key, way.dataset.CLASSES, False, x, x, y, y) for key in (way.source, way.target)]
+
+
+def step_of(stage, backbone, ssl, measure, B, device, N=1024):
     """A function that takes one optimiser step of a stage on random clouds, half of B from each domain -> log row."""
     torch.manual_seed(0)
-    args, way = flags(backbone, ssl, measure, B, device), data.direction(TASK)
+    args, way = flags(backbone, ssl, measure, B, device, N), data.direction(TASK)
     model = models.build(backbone, len(way.dataset.CLASSES)).to(device)
     task = ssl_tasks.build(ssl, model, args.points, way).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=1e-3, fused=True)
-    x, y = clouds(B, args.points, device), torch.arange(B, device=device) % len(way.dataset.CLASSES)
-    src, tgt = (data.Domain(key, way.dataset.CLASSES, False, x, x, y, y) for key in (way.source, way.target))
+    src, tgt = domains(way, B, args.points, device)
+    y = src.train_labels
     pseudo = stage2_pseudo.PseudoLabels(torch.eye(len(way.dataset.CLASSES), device=device)[y])
 
     def step(t=50):
@@ -127,6 +156,64 @@ def step_of(stage, backbone, ssl, measure, B, device):
     return step
 
 
+def plain_deform(points, generator, least=40):
+    """DefRec's deformation cloud by cloud, as its authors' code goes: a full voxel is searched for and replaced."""
+    out, hole = points.clone(), torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
+    for b in range(len(points)):
+        inside = ssl_tasks.voxel(points[b : b + 1])[0]
+        full = [v for v in range(ssl_tasks.VOXELS) if (inside == v).sum() >= least] or [int(inside.mode().values)]
+        v = full[int(torch.randint(len(full), (), generator=generator))]
+        centre = points.new_tensor([v // 9 - 1, v // 3 % 3 - 1, v % 3 - 1]) * 2 / 3
+        hole[b] = inside == v
+        noise = torch.randn(int(hole[b].sum()), 3, generator=generator, device=points.device)
+        out[b, hole[b]] = centre + 0.001**0.5 * noise
+    return out, hole
+
+
+def plain_chamfer(predicted, truth, mask):
+    """Squared Chamfer distance between masked points from all differences (B, N, N, 3)."""
+    d = (predicted[:, :, None] - truth[:, None]).square().sum(-1)
+    d = d.masked_fill(~(mask[:, :, None] & mask[:, None]), torch.inf)
+    there, back = d.min(2).values.where(mask, 0), d.min(1).values.where(mask, 0)
+    return (there + back).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def plain_step(backbone, B, device):
+    """The loss and gradients of one step of DefRec without SM-DSB, written the plain way -> function of t."""
+    args, way = flags(backbone, "defrec", None, B, device), data.direction(TASK)
+    model = models.build(backbone, 10).to(device)
+    task = ssl_tasks.build("defrec", model, args.points, way).to(device)
+    src, tgt = domains(way, B, args.points, device)
+
+    def step(t=50):
+        models.PLAIN = True
+        try:
+            s, u, g = stage1_ssl.views(t, args, task, src, tgt)
+            torch.nn.functional.cross_entropy(model(s.x), s.y).mul(task.cls_weight).backward()
+            for view in (s, u):
+                deformed, hole = plain_deform(view.x, g)
+                rebuilt = task.head(*model.encoder(deformed))
+                (task.share * 20 * plain_chamfer(rebuilt, view.x, hole).mean()).backward()
+        finally:
+            models.PLAIN = False
+
+    return step
+
+
+def plain_table(device, repeats):
+    """DefRec's step without SM-DSB against the same step written the plain way."""
+    lines = [
+        "| one step of DefRec, both domains, N = 1024 | plain, s | as it runs, s | times faster |",
+        "|---|---|---|---|",
+    ]
+    for backbone, B in (("pointnet", 32), ("dgcnn", 16)):
+        steps = {"plain": plain_step(backbone, B, device), "ours": step_of(1, backbone, "defrec", None, B, device)}
+        t = side_by_side(steps, repeats, device)
+        cells = [f"{backbone}, B = {B} in all", f"{t['plain']:.2f}", f"{t['ours']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"**{t['plain'] / t['ours']:.1f}**"]) + " |")
+    return lines
+
+
 def measure_table(device, repeats):
     """A multi-task step with and without the measurer."""
     lines = ["| one step, N = 1024 | select all | with `--measure train` | more | `--measure eval` | more |"]
@@ -134,7 +221,7 @@ def measure_table(device, repeats):
     for backbone, B in (("pointnet", 32), ("dgcnn", 16)):
         for ssl in ("selfdist", "defrec"):
             steps = {m: step_of(1, backbone, ssl, m, B, device) for m in (None, "train", "eval")}
-            base, train, calm = side_by_side(steps, repeats, device).values()
+            base, train, calm = side_by_side(steps, 4 * repeats, device).values()  # a few percent are looked for
             cells = [
                 f"{backbone}, {ssl}, B = {B} in all",
                 f"{base:.2f} s",
@@ -161,8 +248,9 @@ def task_table(device, repeats):
 def stage_table(device, repeats):
     """Steps a second at the paper's batch sizes, and what a run of the paper would take."""
     lines = [
-        "| SM-DSB, the paper's batch size, N = 1024 | steps a second | the paper's steps, both stages | peak memory |",
-        "|---|---|---|---|",
+        "| SM-DSB, the paper's batch size, N = 1024 | steps a second | the paper's steps, both stages | peak memory "
+        "| evaluation, clouds a second |",
+        "|---|---|---|---|---|",
     ]
     for backbone, B, T in (("pointnet", 128, 10_000), ("dgcnn", 64, 40_000)):
         steps = {n: step_of(n, backbone, "selfdist", "train", B, device) for n in (1, 2)}
@@ -170,7 +258,42 @@ def stage_table(device, repeats):
         rates = ", ".join(f"stage {n} {1 / s:.2f}" for n, s in t.items())
         hours = T * (t[1] + t[2]) / 3600
         cells = [f"{backbone}, B = {B}", rates, f"{T:,} + {T:,}: {hours:.1f} h without the GCN"]
-        lines.append("| " + " | ".join([*cells, f"{peak_mb(device):.0f} MB"]) + " |")
+        model, x = models.build(backbone, 10).to(device), clouds(256, 1024, device)
+        looks = seconds(lambda: describe(model, x), device)
+        lines.append("| " + " | ".join([*cells, f"{peak_mb(device):.0f} MB", f"{256 / looks:.0f}"]) + " |")
+    return lines
+
+
+# ---------------------------------------------------------------- how cost grows
+NS, BS = (256, 512, 1024, 2048, 4096, 8192), (8, 16, 32, 64, 128)
+
+
+def step_cost(backbone, N, B, device):
+    """Seconds and peak MB of a step of DefRec with SM-DSB, the second of two."""
+    step, before = step_of(1, backbone, "defrec", "train", B, device, N), peak_mb(device)
+    step()
+    return seconds(step, device), peak_mb(device) - before
+
+
+def growth_table(device, repeats):
+    """Exponents of time and memory by N at the least B, by B at the least N; the figure is bench-growth.png."""
+    lines = ["| one step of DefRec with SM-DSB grows | time | memory |", "|---|---|---|"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for backbone in ("pointnet", "dgcnn"):
+        for axes, name, sizes in zip(panels, ("N, points a cloud", "B, clouds of both domains"), (NS, BS)):
+            where = [(n, BS[0]) if sizes is NS else (NS[0], n) for n in sizes]
+            found = [in_a_process("--step", backbone, N, B, device, 1) for N, B in where]
+            time_by, memory_by = (np.polyfit(np.log(sizes), np.log(column), 1)[0] for column in zip(*found))
+            lines.append(f"| {backbone}, with {name}, {sizes[0]} to {sizes[-1]} | {time_by:.2f} | {memory_by:.2f} |")
+            axes.loglog(sizes, [s for s, _ in found], marker="o", label=f"{backbone}, exponent {time_by:.2f}")
+            axes.set(xlabel=name, xticks=sizes, xticklabels=sizes)
+    panels[0].set_ylabel("seconds a step")
+    for axes, fixed in zip(panels, (f"B = {BS[0]}", f"N = {NS[0]}")):
+        axes.set_title(fixed)
+        axes.minorticks_off()
+        axes.legend()
+    save_figure(figure, ROOT / "results" / "speed" / "bench-growth.png")
     return lines
 
 
@@ -178,12 +301,17 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=number(int, 1), default=5)
-    parts = {"encoder": encoder_table, "measure": measure_table, "tasks": task_table, "stages": stage_table}
+    parts = {"encoder": encoder_table, "plain": plain_table, "measure": measure_table, "tasks": task_table}
+    parts |= {"stages": stage_table, "growth": growth_table}
     parser.add_argument("--only", choices=parts, help="one of the tables, into a file of its own")
-    parser.add_argument("--encoder", choices=("ours", "plain"), help=SUPPRESS)
+    parser.add_argument("--encoder", nargs=2, help=SUPPRESS)
+    parser.add_argument("--step", nargs=3, help=SUPPRESS)
     args = parser.parse_args()
     if args.encoder:
-        print(json.dumps(encoder_cost(args.encoder, args.device, args.repeats)))
+        print(json.dumps(encoder_cost(*args.encoder, args.device, args.repeats)))
+        return
+    if args.step:
+        print(json.dumps(step_cost(args.step[0], *map(int, args.step[1:]), args.device)))
         return
     record = provenance(args.device)
     note = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}; "
