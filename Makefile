@@ -26,7 +26,8 @@ COMMON = --data "$(DATA)" $(KNOBS)
 FLAGS  = $(WHERE) $(KNOBS) $(addprefix --ssl ,$(SSL)) $(SELECT_FLAGS) --seed $(SEED)
 folder = $$("$(PY)" stage1_ssl.py $(FLAGS) $(1) --print-out="$(ARGS2)")
 
-.PHONY: help adapt predict all run demo demo_seg side-by-side table table1 table2 table3 study cells figures lesson learns trains bench test data clean havedata haveseg
+.PHONY: help adapt predict all run demo demo_seg side-by-side table table1 table2 table3 study cells figures lesson learns trains bench test lint data clean havedata haveseg
+.PHONY: verify rerun chaos hostile controls leaks platforms
 .PHONY: $(SIX) $(TWELVE) $(BOUNDS)
 .DEFAULT_GOAL := help
 
@@ -55,12 +56,29 @@ help:
 	@echo "make lesson     the figures a lecturer shows, on one sheet: built-in shapes, a CPU, 10 minutes -> results/lesson/ [HTML=1]"
 	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/small/learns.md"
 	@echo "make bench      speed and memory on this machine, as ratios -> results/speed/bench.md"
-	@echo "make test       the test suite;   make clean   remove caches and the runs on built-in shapes"
-	@echo "PY=python uses your own environment in place of .venv"
+	@echo "make verify     RUN=runs/NAME: are its numbers those of its weights?   make rerun RUN=...   train it again, bit for bit?"
+	@echo "make controls   shuffled labels fall to chance, labels are what their names say;   make leaks   no label of the target"
+	@echo "                reaches a weight, in any setting -> results/reliability/"
+	@echo "make chaos      both stages killed 25 times and hindered, then compared bit for bit -> results/reliability/"
+	@echo "make hostile    900 broken and hostile files, flags and archives, each refused in a line -> results/reliability/"
+	@echo "make test       the test suite;   make lint   style;   make platforms   the suite under each Python and torch that is found"
+	@echo "make clean      remove caches and the runs on built-in shapes"
+	@echo "PYTHON=python3.12 makes .venv by another Python; PY=python uses your own environment in place of .venv"
 
 # ---------------------------------------------------------------- environment
-.venv/.ready: requirements.txt
-	python3 -m venv .venv
+# .venv is made by PYTHON, and anew where that was stopped, where its Python is gone, or is not the PYTHON that is given
+PYTHON ?= python3
+version = $(shell "$(1)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+HAVE   := $(if $(and $(VENV),$(wildcard .venv/.ready)),$(or $(call version,.venv/bin/python),none))
+ASKED  := $(if $(and $(HAVE),$(filter-out file,$(origin PYTHON))),$(call version,$(PYTHON)),$(HAVE))
+AFRESH := $(if $(filter-out none,$(HAVE)),$(if $(filter $(HAVE),$(ASKED)),,afresh),afresh)
+NEW    := "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "$(PYTHON) is no Python 3.11 or newer; name one that is: PYTHON=python3.12 make $(or $(MAKECMDGOALS),demo)" >&2; exit 2; }
+.PHONY: afresh
+afresh:
+.venv/.ready: requirements.txt $(AFRESH)
+	$(if $(AFRESH),@$(NEW))
+	$(if $(AFRESH),"$(PYTHON)" -m venv --clear .venv)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
@@ -223,9 +241,32 @@ test: | $(VENV)
 	-@$(EXTRAS)
 	OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n auto --dist loadfile tests
 
+lint: | $(VENV)
+	@$(EXTRAS)
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+
+# a run against its own files: numbers from weights and data; or trained again, bit for bit
+verify rerun: | $(VENV)
+	@[ -n "$(RUN)" ] || { echo 'give a run: make $@ RUN=runs/NAME' >&2; exit 2; }
+	@"$(PY)" -m extras.verify --run "$(RUN)" $(if $(filter rerun,$@),--again) $(addprefix --out ,$(OUT)) $(ARGS)
+
+controls: | $(VENV)
+	@"$(PY)" -m extras.controls $(if $(filter command environment,$(firstword $(origin DATA))),--data "$(DATA)") $(addprefix --out ,$(OUT)) $(ARGS)
+
+chaos hostile: | $(VENV)
+	@OMP_NUM_THREADS=1 "$(PY)" extras/$@.py $(addprefix --out ,$(OUT)) $(ARGS)
+
+leaks: | $(VENV)
+	@$(EXTRAS)
+	@"$(PY)" -m extras.leaks $(addprefix --out ,$(OUT)) $(ARGS)
+
+platforms:
+	@extras/platforms.sh $(ARGS)
+
 data: | $(VENV)
 	@$(EXTRAS)
 	@"$(PY)" -m datasets.download "$(DATA)"
 
 clean:
-	@python3 extras/clean.py
+	@"$(PYTHON)" extras/clean.py

@@ -205,11 +205,9 @@ def jitter(points, generator, sigma=0.01, clip=0.05):
 def elastic(points, generator, p=0.95):
     """Elastic distortion by smoothed noise grids: granularity .2, magnitude .4, then .8 and 1.6; for a share p."""
     chosen = (torch.rand(len(points), 1, 1, generator=generator, device=points.device) < p).to(points.dtype)
-    for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
-        grid = grid_of(points, granularity)
-        D = int(grid[1].max())
+    for granularity, magnitude, D in ((0.2, 0.4, 13), (0.8, 1.6, 6)):  # D nodes an axis hold a unit sphere, and more
         noise = torch.randn(len(points), 3, D, D, D, generator=generator, device=points.device)
-        points = points + chosen * magnitude * distort(points, noise, granularity, grid)
+        points = points + chosen * magnitude * distort(points, noise, granularity, grid_of(points, granularity))
     return points
 
 

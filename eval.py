@@ -19,6 +19,7 @@ import data
 import stage1_ssl
 import stage2_pseudo
 from engine.base import UserError, cli, markdown, read_json, write_atomically
+from engine.checked import is_result, read_config, read_predictions
 from engine.flags import Parser
 from engine.metrics import confusion, quality, scores_of, spread
 from engine.picture import draw_confusion, draw_parts, save_figure
@@ -44,8 +45,7 @@ def stage_result(path, truth_src, truth_tgt, truth_train, classes):
     path: its predsN.npz; labels (n,), of parts (n, N), of source validation, target test and target training, whose
     agreement with the pseudo-labels is part of the curve of stage 2.
     """
-    with np.load(path, allow_pickle=False) as preds:
-        kept = dict(preds)
+    kept = read_predictions(path, len(classes), source=truth_src, target=truth_tgt, pseudo=truth_train)
     target = kept["target"].astype(np.int64)
     found = [scores_of(truth_tgt, p, classes) for p in target]
     main = metrics_of(truth_tgt.ndim == 2)[0]
@@ -74,7 +74,7 @@ def evaluate(run, root=None):
 
     root: where the clouds are now, if they moved. UserError where no stage is finished or the clouds are others.
     """
-    config = read_json(run / "config.json")
+    config = read_config(run, stage1_ssl.CHOICES)
     done = [n for n in (1, 2) if f"stage{n}" in config and (run / f"stage{n}.pt").exists()]
     if not done:
         raise UserError(f"{run}: no stage is finished; run its command again, it goes on where it stopped")
@@ -118,11 +118,7 @@ def labels(split, n):
 def read_result(run):
     """RUN/result.json; UserError where there is none, or another version of this code has written it."""
     result = read_json(run / "result.json")
-    try:
-        known = set(FLAGS) <= last_stage(result)["flags"].keys()
-    except (KeyError, TypeError):
-        known = False
-    if not known:
+    if not is_result(result, FLAGS, COLUMNS, data.directions()):
         raise UserError(f"{run}/result.json: of another version of this code; run python eval.py --run {run} again")
     return result
 
@@ -143,7 +139,7 @@ def name_of(flags):
         [f"measured in {flags['measure']} mode"] if flags["measure"] not in (None, "train" if scored else None) else []
     )
     parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
-    parts += [flags["mtl"]] if flags["mtl"] != "sum" else []
+    parts += [flags[key] for key, usual in (("mtl", "sum"), ("precision", "fp32")) if flags[key] != usual]
     parts += ["scratch"] if flags["scratch"] else []
     paper = stage2_pseudo.SETTINGS
     parts += [f"perturbed by {flags['perturb']}"] if flags["perturb"] not in (None, paper["perturb"]) else []

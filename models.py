@@ -9,6 +9,8 @@ Self-distillation. Layers take and give points (B, N, C). `if PLAIN` states the 
 computes the same without the edge tensor (B, N, k, 2C). A layer before a batch norm has no bias: BN would cancel it.
 """
 
+import importlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -253,6 +255,7 @@ BACKBONES = {  # name -> a fresh Model for so many classes; the one place where 
     "pointnet": lambda classes: Model(PointNet(), GlobalHead(classes, 0.0)),
     "dgcnn-seg": lambda classes: Model(LinearDGCNN(), PerPointHead(LinearDGCNN.point_dim, classes)),
 }
+importlib.import_module("extras.backbones")  # further ones, which add themselves
 
 
 def build(backbone, classes):

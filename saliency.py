@@ -67,27 +67,30 @@ def measure(model, points, labels=None, *, loss=None, alpha=1.0, mode="train", s
 
     loss: the per-sample (or summed) classification loss of a pass already made, with `points` a leaf of its graph that
     requires grad; the graph is retained. Without it a pass of its own is made: mode "train" with batch statistics and
-    dropout, "eval" with running statistics and none, so that a score does not depend on the rest of the batch
-    (Zheng et al. 2019). labels: (B,), or (B, N) for per-point logits; None takes the predicted class.
-    Weights, .grad, buffers and random numbers stay as they were. Raises ValueError for another mode, or for "eval"
-    with a loss, whose pass is already made.
+    dropout, "eval" with neither, so that a score does not depend on the rest of the batch (Zheng et al. 2019).
+    labels: (B,), or (B, N) for per-point logits; None takes the predicted class. ValueError: what to give instead.
     """
-    if mode not in ("train", "eval") or (loss is not None and mode == "eval"):
-        raise ValueError(f"measure: mode is train or eval, and eval makes its own pass without loss=, not {mode!r}")
+    if mode not in ("train", "eval") or (len(points) == 1 and mode == "train" if loss is None else mode == "eval"):
+        raise ValueError(f"measure: mode is eval, without loss=, or train, of 2 clouds, not {mode!r} of {len(points)}")
     if loss is not None:
         (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=True)
         return SCORES[score](saliency_map(points, grad, alpha), loss.detach(), generator)
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)  # float32, unless the model has another
-    x = points.detach().to(dtype).requires_grad_()
+    model = model.module if hasattr(model, "device_ids") else model  # out of DataParallel, DistributedDataParallel
+    x = torch.as_tensor(points).detach().to(next(model.parameters(), torch.empty(0))).requires_grad_()  # as the weights
     modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: b.clone() for name, b in model.named_buffers()}  # batch norm updates the copies, not the model
     rng = torch.random.fork_rng([x.device] if x.is_cuda else [])
     try:
         model.train(mode == "train")
         with rng, torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            logits = functional_call(model, buffers, (x,))  # (B, C), or (B, N, C)
-            y = logits.argmax(-1) if labels is None else labels
-            ce = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+            out = functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, (x,))  # b may change
+            out = filter(torch.is_tensor, out if isinstance(out, (tuple, list)) else [out])
+            fits = [z for z in out if z.shape[:-1] in (x.shape[:1], x.shape[:2])]
+            if len(fits) != 1:
+                raise ValueError("measure: the model must return one tensor of logits, (B, C) or (B, N, C); wrap it")
+            y = fits[0].argmax(-1) if labels is None else torch.as_tensor(labels, device=x.device).long()
+            if x.device.type == "cpu" and not 0 <= y.min() <= y.max() < fits[0].shape[-1]:  # a GPU would wait
+                raise ValueError(f"measure: labels are in 0..{fits[0].shape[-1] - 1}, not {y.min():d}..{y.max():d}")
+            ce = F.cross_entropy(fits[0].flatten(0, -2), y.flatten(), reduction="none")
             (grad,) = torch.autograd.grad(ce.sum(), x)
     finally:
         for module, training in modes:

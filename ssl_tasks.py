@@ -10,6 +10,7 @@ A further task is one more such class and a line in TASKS (docs/extend.md). Ever
 """
 
 import copy
+import importlib
 import math
 from dataclasses import dataclass, replace
 
@@ -18,16 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import data
-from engine.geometry import (
-    VOXELS,
-    choose_voxel,
-    farthest_points,
-    gather_points,
-    masked_chamfer,
-    normals,
-    quarter_turns,
-    voxel,
-)
+from engine.geometry import VOXELS, choose_voxel, farthest_points, gather_points, masked_chamfer, normals
+from engine.geometry import quarter_turns, share, voxel
 from models import GLOBAL, PerPointHead, PointNet
 
 
@@ -209,7 +202,7 @@ def pcm(points, generator):
     of the points taken, of the cloud itself and then of its partner.
     """
     B, N, _ = points.shape
-    mu = torch.rand((), generator=generator, device=points.device).item()
+    mu = share(generator)
     partner = torch.randperm(B, generator=generator, device=points.device)
     n = round(mu * N)
     picked = farthest_points(points, max(n, N - n))  # any prefix of FPS is FPS
@@ -247,7 +240,7 @@ class GeometryAwareSelfTraining(Task):
 
     def forward(self, model, view, features, generator):
         ce = lambda logits, label: F.cross_entropy(logits, label, reduction="none")
-        turned, k_x, k_y, mu = turn_parts(view.x, generator)
+        turned, k_x, k_y, mu = turn_parts(view.x, generator, view.y is None)
         f = self.encode(model, turned)[1]  # (B, 1024)
         rotation = mu * ce(self.turns_x(f), k_x) + (1 - mu) * ce(self.turns_y(f), k_y)  # each head its own label
         distorted, _, chosen = deform(view.x, generator, least=20)
@@ -255,13 +248,13 @@ class GeometryAwareSelfTraining(Task):
         return 0.2 * rotation + 0.5 * location  # weight() is 1
 
 
-def turn_parts(points, generator):
+def turn_parts(points, generator, domain=None):
     """Two farthest-point samples of each cloud, round(mu N) points turned about x, the others about y, together N.
 
     Returns turned (B, N, 3), quarter turns about x (B,) and y (B,), and mu ~ Beta(1, 1), one a batch.
     """
     B, N, _ = points.shape
-    mu = torch.rand((), generator=generator, device=points.device).item()
+    mu = share(generator, domain)
     k_x, k_y = torch.randint(4, (2, B), generator=generator, device=points.device)
     n = round(mu * N)
     picked = gather_points(points, farthest_points(points, max(n, N - n)))  # any prefix of FPS is FPS
@@ -324,6 +317,7 @@ TASKS = {
     "mlsp": MaskedLocalStructure,
     "none": NoTask,
 }
+importlib.import_module("extras.tasks")  # comparators, which add themselves
 
 
 def build(name, model, n, direction):

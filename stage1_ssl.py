@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import data
 import models
 import ssl_tasks
-from engine import upright
+from engine import fast, upright
 from engine.base import UserError, cli, generator, seed_of
 from engine.flags import Parser, add_flags, folder_name, own_clouds
 from engine.metrics import classes_of, describe, quality
@@ -49,6 +49,7 @@ SETTINGS = dict(
     up="z",  # bodies and own clouds are used as they are,
     target_up=None,  # those of the target as the source's,
     unit_sphere=False,  # unless their files need it
+    precision="fp32",  # of products on points; tf32 and bf16 are faster on a GPU
     device="auto",
 )
 PAPER = {  # Self-dist's, which the paper keeps; DefRec's for PointSegDA, in epochs of the smaller domain
@@ -102,8 +103,8 @@ def step(t, args, model, task, s, u, g, w_y=None, shift=0.0, lam_t=None, descend
     row = dict(cls=ce.mean(), ssl_src=ssl_s.mean(), ssl_tgt=ssl_t.mean(), loss=L_c + L_ssl, kept=lam_s.sum())
     if args.measure:
         row |= dict(skew=sk.mean(), flat=(sk == 0).sum())  # flat: maps without a score, no spread or not finite
-    values = torch.stack([value.detach().float() for value in row.values()]).tolist()  # one wait for the device
-    return dict(zip(row, values), weight=w), lam_s
+        row |= {} if x.grad is None else {"bad": (~x.grad.isfinite()).flatten(1).any(1).sum()}  # maps not finite
+    return {name: value.detach() for name, value in row.items()} | {"weight": w}, lam_s
 
 
 def cross_entropy(logits, y):
@@ -131,8 +132,8 @@ def views(t, args, task, src, tgt):
     """Step t's labelled View, its unlabelled View, and the generator that goes on: a function of (seed, t) alone."""
     g = generator(args.device, args.seed, "stage 1", t)
     half = args.batch_size // 2
-    i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device)
-    i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device)
+    i_s = data.stream(len(src.train), half, t, args.seed, "source").to(args.device, non_blocking=True)
+    i_t = data.stream(len(tgt.train), half, t, args.seed, "target").to(args.device, non_blocking=True)
     s = task.views(src.train[i_s], src.train_labels[i_s], True, g)
     return s, task.views(tgt.train[i_t], None, False, g), g
 
@@ -187,7 +188,6 @@ def train(args, run, src, tgt, observe=None):
         torch.manual_seed(seed_of(args.seed, "dropout 1", t))
         optimizer.zero_grad()
         row, _ = step(t, args, model, task, s, u, g, lam_t=unlabelled_mask(t, args, u), descend=descend)
-        run.check(t, row)
         optimizer.step()
         schedule.step()
         task.after_step(model, t)
@@ -197,6 +197,7 @@ def train(args, run, src, tgt, observe=None):
 
 def load(args, run, expected=None):
     """Both domains on the device, announced and recorded, the target without labels; UserError: other clouds."""
+    fast.set_precision(args.precision)
     way = data.direction(args.task)
     src, tgt = data.load_domain(args.data, way.source), data.load_domain(args.data, way.target, labels=False)
     src, tgt = data.framed(src, tgt, vars(args))
@@ -244,10 +245,11 @@ def settle(args):
     joining(args.mtl)  # absent? say so before a folder is made
     if args.select in ("low", "high"):
         args.measure = args.measure or "train"  # these two always measure
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+        args.device = "cuda" if here["cuda"] else "cpu"
+    if not here[args.device]:
+        raise UserError(f"--device {args.device}: torch sees no such GPU here; use --device cpu or auto")
     return args
 
 

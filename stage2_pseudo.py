@@ -39,12 +39,14 @@ NEIGHBOURS, CORRELATION, HIDDEN_P = 10, 0.95, 0.2  # the graph of Self-dist-GCN,
 
 # ---------------------------------------------------------------- pseudo-labels
 class PseudoLabels:
-    """Of every target training cloud: label and confidence, (n,) or (n, N) of parts; confident and masked (n,) bool."""
+    """Of each target training cloud label and confidence, (n,) or (n, N) of parts; confident (n,), masked (n + 1,)."""
 
     def __init__(self, p):
         self.confidence, self.label = p.max(-1)
         self.confident = torch.zeros(len(p), dtype=torch.bool, device=p.device)  # none before the first refinement
-        self.masked = self.confident.clone()  # whose SSL loss was masked when its pseudo-label was last scored
+        self.masked = torch.zeros(
+            len(p) + 1, dtype=torch.bool, device=p.device
+        )  # when last scored; the last is the source
 
     def state_dict(self):
         return vars(self).copy()
@@ -130,14 +132,14 @@ def views(t, args, task, src, tgt, pseudo):
     half a batch from the unlabelled target. Who: the index of a sample's target cloud (B,), -1 for the source.
     """
     g, half = generator(args.device, args.seed, "stage 2", t), args.batch_size // 2
-    i = data.stream(len(src.train) + len(tgt.train), half, t, args.seed, "union").to(args.device)
-    i_s, i_t = i[i < len(src.train)], i[i >= len(src.train)] - len(src.train)
+    i = data.stream(len(src.train) + len(tgt.train), half, t, args.seed, "union")  # the host knows how many of each
+    i_s, i_t = (k.to(args.device) for k in (i[i < len(src.train)], i[i >= len(src.train)] - len(src.train)))
     labelled = []  # one a domain: their clouds may differ in size
     if len(i_s):
         labelled.append(task.views(src.train[i_s], src.train_labels[i_s], True, g))
     if len(i_t):
         labelled.append(task.views(tgt.train[i_t], pseudo.label[i_t], True, g))
-    w_y = torch.cat([torch.ones(len(i_s), device=i.device), pseudo.weight(i_t)])  # (B,) of Sec. III-C
+    w_y = torch.cat([torch.ones(len(i_s), device=i_s.device), pseudo.weight(i_t)])  # (B,) of Sec. III-C
     i_u = data.stream(len(tgt.train), half, t, args.seed, "unlabelled").to(args.device)
     u = task.views(tgt.train[i_u], None, False, g)
     return ssl_tasks.cat(labelled), u, g, w_y, torch.cat([torch.full_like(i_s, -1), i_t]), i_u
@@ -183,9 +185,8 @@ def train(args, run, src, tgt, start, observe=None):
         torch.manual_seed(seed_of(args.seed, "dropout 2", t))
         optimizer.zero_grad()
         row, lam_s = step(t, args, model, task, s, u, g, w_y, shift, lam_t, descend)
-        pseudo.masked[who[is_pseudo]] = ~lam_s[is_pseudo]
-        row |= {"pseudo": int(is_pseudo.sum()), "kept_pseudo": int((lam_s & is_pseudo).sum())}
-        run.check(t, row)
+        pseudo.masked[who] = ~lam_s
+        row |= {"pseudo": is_pseudo.sum(), "kept_pseudo": (lam_s & is_pseudo).sum()}
         optimizer.step()
         schedule.step()
         task.after_step(model, t)
@@ -221,6 +222,8 @@ def inherit(args, start):
         if getattr(args, name) is None and name not in follows:
             setattr(args, name, first[name])
     args.device = args.device or "auto"
+    if args.device == "mps" and args.gcn_iters:
+        raise UserError("--device mps: torch has no sparse product there, which the GCN needs; give --gcn-iters 0")
     return settle(args)
 
 
@@ -228,16 +231,14 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--init", type=Path, required=True, help="RUN/stage1.pt")
     parser.add_argument("--scratch", action="store_true", help="keep the pseudo-labels, start from fresh weights")
-    parser.add_argument(
-        "--filter-stream", action="store_true", help="mask in the unlabelled stream whom the scores mask"
-    )
-    two = dict(type=number(float, -100, 100), nargs=2, metavar=("MEAN", "STD"))
-    parser.add_argument("--perturb", **two, help="of what is added to the scores of pseudo-labelled samples")
+    parser.add_argument("--filter-stream", action="store_true", help="mask the unlabelled stream by the scores, too")
+    mean_std = dict(nargs=2, metavar=("MEAN", "STD"), help="of what is added to the scores of pseudo-labels")
+    parser.add_argument("--perturb", type=number(float, -100, 100), **mean_std)
     parser.add_argument("--gcn-iters", type=number(int, 0), help="a refinement; 0 = off, as on PointSegDA")
     parser.set_defaults(**SETTINGS)
     add_flags(parser, *CHOICES)
     args = parser.parse_args()
-    start = load_checkpoint(args.init)
+    start = load_checkpoint(args.init, choices=CHOICES)
     inherit(args, start)
     args.out = args.out or args.init.parent
     args.init_hash = file_hash(args.init)  # another stage 1 is another run

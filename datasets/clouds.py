@@ -14,14 +14,15 @@ import h5py
 import numpy as np
 
 from datasets import formats
-from datasets.formats import TOO_FAR
+from datasets.formats import TOO_FAR, TOO_NEAR
 from datasets.text import CHUNK, WIDE, NoCloud, read_text, xyz_columns
 from engine.base import UserError, one_line, seed_of
+from engine.checked import MOST_BYTES, UNPACKED, npy_header, size_of
 
 FORMATS = (".npy", ".npz", ".h5", ".hdf5", ".ply", ".pcd", ".off", ".obj", ".stl")
 FORMATS += (".xyz", ".txt", ".pts", ".csv", ".tsv", ".asc", ".xyzn", ".xyzrgb")  # rows of text
 MOST_POINTS = 2048  # a domain keeps at most this many points of a cloud
-MOST_BYTES = 1 << 31  # of an array that is unpacked whole
+MOST_NESTED = 100  # groups of an .h5
 MOST_RATIO = 1100  # deflate packs no better than 1 : 1032
 KEYS = ("points", "xyz", "pos", "position", "positions", "point_cloud", "pointcloud", "pc", "pcd", "pts")
 KEYS += ("coords", "coord", "coordinates", "vertices", "verts", "data", "cloud", "arr_0")
@@ -87,6 +88,8 @@ def _gather(chunks, n, notes):
         notes.append(f"points that are NaN, Inf or beyond 1e15 are dropped: {lost} of {total}")
     if len(kept) < 2 or (kept == kept[0]).all():
         raise NoCloud(f"has no two different points: {total} in all, {lost} of them NaN, Inf or beyond 1e15")
+    if np.ptp(kept, 0).max() < TOO_NEAR:
+        raise NoCloud("all its points lie within 1e-9 of each other", remedy="save it in a larger unit")
     if total - lost > n:
         notes.append(f"points are drawn at random: {n} of {total - lost}")
     return kept, notes, lost
@@ -117,8 +120,8 @@ def _reader(path):
 
 def _npy(path, n, notes):
     with open(path, "rb") as file:
-        shape, dtype = _header(file)
-        end = file.tell() + _bytes(shape, dtype)
+        shape, dtype = npy_header(file)
+        end = file.tell() + size_of(shape, dtype)
     if dtype.hasobject:
         raise NoCloud("holds Python objects, not numbers")
     if end > path.stat().st_size:
@@ -127,21 +130,15 @@ def _npy(path, n, notes):
     return _array_rows(lambda index: np.load(path, mmap_mode="r", allow_pickle=False)[index], shape, dtype, notes)
 
 
-def _header(file):
-    """Shape and type of the array in an opened .npy file; ValueError if it is none."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
 def _npz(path, n, notes):
     with zipfile.ZipFile(path) as whole:
         infos = {info.filename[:-4]: info for info in whole.infolist() if info.filename.endswith(".npy")}
         found = {}
+        if any(info.compress_type not in UNPACKED for info in infos.values()):  # others unpack without a bound
+            raise NoCloud("is packed in an unusual way", remedy="save it with np.savez")
         for name, info in infos.items():
             with whole.open(info) as file:
-                found[name] = _header(file)
+                found[name] = npy_header(file)
         arrays = []
         for name in _choose(found, notes):
             _not_too_much(*found[name], min(infos[name].compress_size, path.stat().st_size))
@@ -155,6 +152,8 @@ def _h5(path, n, notes):
         found = {}
 
         def visit(name, each):  # what is reached without a link, which may lead out of the file
+            if name.count("/") > MOST_NESTED:  # each is found from the top again
+                raise NoCloud(f"has groups nested over {MOST_NESTED} deep")
             if isinstance(each, h5py.Dataset) and each.shape is not None:
                 found[name] = each.shape, each.dtype
 
@@ -167,19 +166,15 @@ def _h5(path, n, notes):
                 raise NoCloud(f"holds clouds {each.shape}, not one", remedy="write each to a file of its own")
             stored = each.id.get_storage_size()
             _not_too_much(each.chunks or (), each.dtype, stored)
-            if _bytes(each.shape, each.dtype) > MOST_RATIO * stored:
+            if size_of(each.shape, each.dtype) > MOST_RATIO * stored:
                 raise NoCloud(f"announces `{each.name}` {each.shape} and does not hold it")
         yield from _rows(arrays, notes)
 
 
-def _bytes(shape, dtype):
-    return int(np.prod(shape, dtype=object)) * dtype.itemsize
-
-
 def _not_too_much(shape, dtype, stored):
     """NoCloud if an array of this shape is more than can be stored in so many bytes, or than is sensible to unpack."""
-    if _bytes(shape, dtype) > min(MOST_BYTES, MOST_RATIO * stored):
-        raise NoCloud(f"announces {_bytes(shape, dtype)} bytes and holds {stored}", remedy="save it as .npy")
+    if size_of(shape, dtype) > min(MOST_BYTES, MOST_RATIO * stored):
+        raise NoCloud(f"announces {size_of(shape, dtype)} bytes and holds {stored}", remedy="save it as .npy")
 
 
 def _choose(found, notes):

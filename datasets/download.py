@@ -16,11 +16,16 @@ from tqdm import tqdm
 
 from datasets import files, pointda, pointsegda
 from engine.base import UserError, cli, one_line
+from engine.checked import UNPACKED
 from engine.flags import Parser
 
 ARCHIVE = "1-LfJWL5geF9h0Z2QpdTL0n4lShy8wy2J"  # the Google Drive id that PointDAN's and later READMEs give
 PAGE = f"https://drive.google.com/uc?id={ARCHIVE}"
 SMALLEST = 100_000_000  # bytes; a quota or login page is far smaller than the archive
+MOST_RATIO, MOST_MEMBERS = 100, 200_000  # of what is unpacked; coordinates hardly compress
+MOST_HEADER = 1 << 16  # bytes of what describes a member of a tar, such as a long name
+PLAIN = (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE)
+PLAIN_MODES = (0, 0x8)  # of a zip's entry: none given, a file
 BY_HAND = f"open {PAGE} in a browser, save the archive, then run: python -m datasets.download {{root}} --unpack FILE"
 
 
@@ -46,25 +51,54 @@ def download(root):
     return path
 
 
+class Member(tarfile.TarInfo):
+    """A member of a tar that is a file, a folder or a link; what describes it is read whole and so must be short."""
+
+    @classmethod
+    def frombuf(cls, *how):
+        found = super().frombuf(*how)
+        if found.type == tarfile.GNUTYPE_SPARSE or found.type not in PLAIN and found.size > MOST_HEADER:
+            raise tarfile.ReadError(f"has a member of type {found.type} with {found.size} bytes")
+        return found
+
+
+def entries(archive):
+    """Yield (name, bytes, whether it is no plain file, open) of each entry of a zip or tar that is no folder."""
+    if isinstance(archive, tarfile.TarFile):
+        for m in archive:
+            if not m.isdir():
+                yield m.name, m.size, not m.isfile() or m.issparse(), lambda m=m: archive.extractfile(m)
+        return
+    for i in archive.infolist():
+        if i.compress_type not in UNPACKED:
+            raise UserError(f"{archive.filename}: {i.filename!r} is packed in an unusual way; nothing was unpacked")
+        if not i.filename.replace("\\", "/").endswith("/"):  # as some programs on Windows write folders
+            yield i.filename, i.file_size, i.external_attr >> 28 not in PLAIN_MODES, lambda i=i: archive.open(i)
+
+
 def members(archive):
-    """(name, open) of each plain file of an opened zip or tar; UserError for a link or a name that leads outside."""
-    if isinstance(archive, zipfile.ZipFile):
-        slashes = lambda name: name.replace("\\", "/")  # as some programs on Windows write folders
-        files = [i for i in archive.infolist() if not slashes(i.filename).endswith("/")]
-        entries = [(i.filename, i.external_attr >> 28 == 0xA, lambda i=i: archive.open(i)) for i in files]
-        where = archive.filename
-    else:
-        slashes = str
-        files = [m for m in archive.getmembers() if not m.isdir()]
-        entries = [(m.name, not m.isfile(), lambda m=m: archive.extractfile(m)) for m in files]
-        where = archive.name
-    for name, special, _ in entries:
-        path = PurePosixPath(slashes(name))
-        if special or path.is_absolute() or ".." in path.parts or "\\" in str(path) or PureWindowsPath(name).drive:
-            raise UserError(f"{where}: member {name!r} is a link or leads outside the folder; nothing was unpacked")
+    """(name, open) of each plain file of an opened zip or tar; UserError for a name that leads outside, or for a bomb.
+
+    No two have one name, and together they unpack to at most MOST_RATIO times the archive.
+    """
+    zipped = isinstance(archive, zipfile.ZipFile)
+    where = archive.filename if zipped else archive.name
+    left, found = MOST_RATIO * Path(where).stat().st_size, {}
+    for raw, size, special, opener in entries(archive):
+        name = raw.replace("\\", "/") if zipped else raw
+        path, left = PurePosixPath(name), left - size
+        if special or path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(raw).drive:
+            raise UserError(f"{where}: member {raw!r} is a link or leads outside the folder; nothing was unpacked")
+        if left < 0 or len(found) == MOST_MEMBERS:
+            most = f"{MOST_RATIO} times its size or {MOST_MEMBERS} files"
+            raise UserError(
+                f"{where}: would unpack to over {most}, which {pointda.NAME} does not; nothing was unpacked"
+            )
+        if str(path) in found:
+            raise UserError(f"{where}: holds {raw!r} twice; nothing was unpacked")
+        found[str(path)] = opener
     # a Mac's archive has a shadow of every file under __MACOSX, in folders of the same names
-    plain = [(slashes(name), opener) for name, _, opener in entries]
-    return [(name, opener) for name, opener in plain if not name.startswith("__MACOSX/")]
+    return [(name, opener) for name, opener in found.items() if not name.startswith("__MACOSX/")]
 
 
 def unpack(path, root):
@@ -95,7 +129,7 @@ def unpack(path, root):
 
 
 def _extract(path, folder):
-    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path) as archive:
+    with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path, tarinfo=Member) as archive:
         for name, opener in tqdm(members(archive), "unpacking", dynamic_ncols=True):
             out = folder / name
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ is never needed and never stale: the sizes and times of the files and the code t
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import h5py
@@ -14,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from datasets import clouds, formats, text
-from datasets.clouds import MOST_POINTS
-from engine.base import ROOT, UserError, one_line, seed_of, write_atomically
+from datasets.clouds import MOST_POINTS, MOST_RATIO
+from datasets.formats import TOO_NEAR
+from engine.base import ROOT, UserError, one_line, seed_of, visible, write_atomically
+from engine.checked import MOST_BYTES, npy_header, size_of
 
 CACHE = ROOT / ".cache"
 READERS = (clouds, formats, text)
@@ -91,6 +94,8 @@ def check_cloud(points, where):
         raise UserError(f"{where}: needs at least two different points; remove or replace it")
     if not (np.abs(points) < 1e15).all():  # beyond that a squared norm overflows
         raise UserError(f"{where}: holds NaN, Inf or a coordinate beyond 1e15; remove or replace it")
+    if np.ptp(points, 0).max() < TOO_NEAR:
+        raise UserError(f"{where}: all its points lie within 1e-9 of each other; save it in a larger unit")
     return points
 
 
@@ -98,6 +103,12 @@ def read_npy(path):
     """The array of a .npy file; UserError names one that is not whole."""
     try:
         with open(path, "rb") as file:  # not np.load, which would also open an .npz
+            shape, dtype = npy_header(file)
+            if file.tell() + size_of(shape, dtype) > path.stat().st_size:
+                raise ValueError("its end is missing")
+            if size_of(shape, dtype) > MOST_BYTES:
+                raise ValueError(f"over {MOST_BYTES} bytes")
+            file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # a damaged header fails in a dozen ways
         raise UserError(f"{path}: not a whole .npy array of numbers ({one_line(error)}); fetch it again") from None
@@ -114,6 +125,20 @@ def read_h5(path, read, remedy="fetch it again"):
         raise UserError(f"{path}: not a whole HDF5 file ({one_line(error)}); {remedy}") from None
 
 
+def own_array(file, name, path, remedy="fetch it again"):
+    """The data set `name` of an opened .h5, if it lies in that very file and is no bomb, or None; else UserError."""
+    array = file.get(name) if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+    if not isinstance(array, h5py.Dataset) or array.shape is None:
+        return None
+    if array.is_virtual or array.external or array.nbytes > MOST_RATIO * array.id.get_storage_size():
+        raise UserError(f"{path}: `{name}` {array.shape} does not lie in it; {remedy}")
+    if max(array.nbytes, size_of(array.chunks or (), array.dtype)) > MOST_BYTES:
+        raise UserError(
+            f"{path}: `{name}` {array.shape} unpacks to over {MOST_BYTES} bytes; split it into several files"
+        )
+    return array
+
+
 def cached(paths, code, read):
     """read() as float32 (n, P, 3), kept in one file for these paths as they are now, where one can be written.
 
@@ -127,7 +152,7 @@ def cached(paths, code, read):
     place = f"{paths[0].resolve().parent} {paths[0].name if paths[0].suffix == '.h5' else ''}"
     source = b"".join(Path(c).read_bytes() for c in (__file__, code, *(module.__file__ for module in READERS)))
     key = hashlib.sha256(repr((stats, MOST_POINTS)).encode() + source).hexdigest()
-    path = CACHE / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
+    path = CACHE / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:24]}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
             if kept["key"].item() == key:
@@ -168,9 +193,12 @@ def set_name(root, name, official):
     if str(root) == "shapes":
         return "built-in shapes"
     if not isinstance(root, (str, Path)):
-        return "own clouds: " + " -> ".join(Path(folder).resolve().name for folder in root)
+        return "own clouds: " + " -> ".join(visible(Path(folder).resolve().name) for folder in root)
     if official:
         return name
     own = Path(root) / name
     note = (own if own.is_dir() else Path(root)) / "NAME"
-    return "custom: " + (note.read_text().partition("\n")[0].strip() if note.is_file() else Path(root).resolve().name)
+    if not note.is_file():
+        return "custom: " + visible(Path(root).resolve().name)
+    with open(note, errors="replace") as file:
+        return "custom: " + visible(file.readline(200).strip())

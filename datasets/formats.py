@@ -20,6 +20,7 @@ from engine.base import seed_of
 
 HEADER = 1 << 18  # bytes
 TOO_FAR = 1e15  # beyond that a squared norm overflows float32
+TOO_NEAR = 1e-9  # below that a norm is no longer told from none
 PLY_TYPES = {
     "char": "i1",
     "uchar": "u1",
@@ -150,7 +151,7 @@ def _ply_header(path):
         raise NoCloud("does not say in its header whether it is ascii or binary")
     if min((count for _, count, _ in elements), default=0) < 0:
         raise NoCloud("announces a negative number of elements")
-    if sum(count * len(properties) for _, count, properties in elements) > path.stat().st_size:
+    if sum(count * max(1, len(properties)) for _, count, properties in elements) > path.stat().st_size:
         raise NoCloud(CUT)
     return form, elements, end.end()
 
@@ -235,6 +236,8 @@ def pcd(path, n, notes):
     kinds = [{"F": "f", "I": "i", "U": "u"}[kind] + size for kind, size in zip(head["TYPE"], head["SIZE"])]
     dtype = np.dtype([(str(i), f"<{kind}", (k,) if k > 1 else ()) for i, (kind, k) in enumerate(zip(kinds, counts))])
     total = int(head["POINTS"][0]) if "POINTS" in head else int(head["WIDTH"][0]) * int(head["HEIGHT"][0])
+    if min(total, *counts) < 1:
+        raise NoCloud("announces no points, or fields of no numbers")
     columns = xyz_columns(names)
     if columns is None or len(dtype) != len(names):
         raise NoCloud(f"its fields are {', '.join(names)}, but not one x, one y and one z")
@@ -248,7 +251,7 @@ def pcd(path, n, notes):
         with open(path, "rb") as file:
             file.seek(end.end())
             packed, size = struct.unpack("<II", file.read(8))
-            body = file.read(packed)
+            body = file.read(min(packed, path.stat().st_size))
         if len(body) < packed or size != total * dtype.itemsize or size > 200 * packed:  # a run of 3 bytes gives 264
             raise NoCloud(CUT)
         body = unpack_lzf(body, size)

@@ -13,13 +13,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
 from datasets import files
-from datasets.clouds import FORMATS, MOST_RATIO, cloud_of, read_cloud
-from engine.base import UserError, seed_of
+from datasets.clouds import FORMATS, cloud_of, read_cloud
+from engine.base import CONTROL, UserError, seed_of, visible
 
 NAME = "own clouds"
 DOMAINS = {"own_source": "source", "own_target": "target"}
@@ -79,7 +78,7 @@ def listed(path, descend=True):
 def say(text):
     """What was decided, once, on stderr."""
     if text not in _said:
-        print(text, file=sys.stderr)
+        print(visible(text), file=sys.stderr)
         _said.add(text)
 
 
@@ -99,6 +98,8 @@ def classes(root):
     empty = folders - {*names, *SPLITS} if folders & {*names} else set()
     if len(names) > 256:  # predictions are kept as uint8
         raise UserError(f"--source {source}: {len(names)} class folders; 256 at most can be told apart here, join some")
+    if strange := [name for name in names if CONTROL.search(name)]:
+        raise UserError(f"--source {source}: the folder {strange[0]!r} has characters that cannot be shown; rename it")
     if len(names) < 2:
         raise UserError(f"--source {source}: {len(names)} class folder; give a folder with one folder for each class")
     twins = [pair for pair in zip(names, names[1:]) if pair[0].casefold() == pair[1].casefold()]
@@ -148,7 +149,7 @@ def read(path, found):
 
 def each_file(path, found):
     """Points (n_i, 3) of each file; UserError names what cannot be read."""
-    return points_of(files.each(found, read_cloud, f"reading {path.name}"), path)
+    return points_of(files.each(found, read_cloud, f"reading {visible(path.name)}"), path)
 
 
 def points_of(clouds, path):
@@ -163,11 +164,9 @@ def points_of(clouds, path):
 
 def data_of(file, path):
     """The dataset `data` [m, n, 3 or more] of an opened .h5, if it lies in that very file; UserError otherwise."""
-    array = file.get("data") if isinstance(file.get("data", getlink=True), h5py.HardLink) else None
-    if not isinstance(array, h5py.Dataset) or array.ndim != 3 or not len(array):
+    array = files.own_array(file, "data", path, "copy it into this file")
+    if array is None or array.ndim != 3 or not len(array):
         raise UserError(f"{path}: has no dataset `data` [m, n, 3] of its own; give one, or a folder of clouds")
-    if array.is_virtual or array.external or array.nbytes > MOST_RATIO * array.id.get_storage_size():
-        raise UserError(f"{path}: `data` {array.shape} does not lie in it; copy it into this file")
     return array
 
 
@@ -205,9 +204,18 @@ def fitted(clouds):
     return files.normalise(torch.from_numpy(array)).float().numpy()
 
 
-def h5_labels(path, C):
-    """Labels (m,) of an .h5, or None where it has none: absent, all -1, or all alike."""
-    y = files.read_h5(path, lambda file: file["label"][...].reshape(-1) if "label" in file else None, OTHER)
+def h5_labels(path, C, m):
+    """Labels (m,) of the m clouds of an .h5, or None where it has none: absent, all -1, or all alike."""
+
+    def read(file):
+        if file.get("label", getlink=True) is None:
+            return None
+        array = files.own_array(file, "label", path, OTHER)
+        if array is None or array.shape not in ((m,), (m, 1)):
+            raise UserError(f"--target {path}: `label` is not {m} numbers, one a cloud; correct it, or leave it out")
+        return array[...].reshape(-1)
+
+    y = files.read_h5(path, read, OTHER)
     if y is None or (y == y[0]).all():
         return None
     if y.dtype.kind not in "fiu" or not np.isin(y, np.arange(C)).all():
@@ -218,10 +226,10 @@ def h5_labels(path, C):
     return y.astype(np.int64)
 
 
-def labels_of(root, key, found, match):
+def labels_of(root, key, found, match, m):
     """Label (m,) of every cloud of a domain, in the order of `found`, or None of an unlabelled target."""
     if found is None:
-        return h5_labels(folder_of(root, key), len(classes(root)))
+        return h5_labels(folder_of(root, key), len(classes(root)), m)
     match = {name: c for c, name in enumerate(classes(root))} if key == "own_source" else match
     return np.array([match[name] for _, name, _ in found], np.int64) if match else None
 
@@ -234,7 +242,7 @@ def load(root, key, split, labels):
     found = None if path.is_file() else listed(path)
     points = read(path, found)
     splits = [None] * len(points) if found is None else [s for _, _, s in found]
-    y = labels_of(root, key, found, match) if labels or key == "own_source" else None
+    y = labels_of(root, key, found, match, len(points)) if labels or key == "own_source" else None
     groups = y if key == "own_source" else [0] * len(points)  # a source comes class by class
     order = sorted(range(len(points)), key=lambda i: (groups[i], digest(points[i])))
     if set(SPLITS) <= set(splits):

@@ -6,7 +6,6 @@ PointDA_data/{modelnet,shapenet}/<class>/{train,test}/*.npy, PointDA_data/scanne
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
@@ -54,7 +53,10 @@ def size(root, key, split):
         return shapes.size(key, split)
     if key not in SCANS:
         return len(_model_files(root, key, split))
-    return sum(files.read_h5(path, lambda file: len(file["data"])) for path in _scan_files(root, key, split))
+    return sum(
+        files.read_h5(path, lambda file: len(files.own_array(file, "data", path)))
+        for path in _scan_files(root, key, split)
+    )
 
 
 def check(root, key, counts):
@@ -136,10 +138,10 @@ def _read_scans(root, key, split, labels):
 
 def _scan_labels(file, path, values):
     """Check that labels fit the clouds; read and check their values only if asked to."""
-    for name in ("data", "label"):
-        if not isinstance(file.get(name), h5py.Dataset):
+    data, label = (files.own_array(file, name, path) for name in ("data", "label"))
+    for name, array in (("data", data), ("label", label)):
+        if array is None:
             raise UserError(f"{path}: has no dataset `{name}`; fetch it again")
-    data, label = file["data"], file["label"]
     if data.ndim != 3 or not len(data) or label.shape not in ((len(data),), (len(data), 1)):
         raise UserError(
             f"{path}: data {data.shape} and label {label.shape} do not fit, "

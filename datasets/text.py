@@ -170,18 +170,19 @@ def read_text(path, notes):
 
 
 def _start(lines):
-    """The first (number, line) pairs, HEAD of them beside blank lines and comments."""
-    told = 0
+    """The first (number, line) pairs, HEAD of them beside blank lines and comments, or fewer that are very long."""
+    told, size = 0, 0
     for pair in islice(lines, 50 * HEAD):
         yield pair
-        told += bool(bare(pair[1]).strip())
-        if told == HEAD:
+        told, size = told + bool(bare(pair[1]).strip()), size + len(pair[1])
+        if told == HEAD or size > 4 * LONGEST:
             return
 
 
 def _turned(body, form, notes):
     """(N, 3) of lines that are all x, all y, all z and perhaps more; NoCloud if they are no such lines."""
-    lines = [(at, cells) for at, line in islice(body, HEAD) if any(cells := cells_of(form.split, line))]
+    lines = ((at, cells) for at, line in body if any(cells := cells_of(form.split, line)))
+    lines = list(islice(lines, WIDE + 1))
     if not 3 <= len(lines) <= WIDE or len(lines) > 3 and form.width <= 4 * WIDE:
         raise NoCloud(f"has {form.width} columns and no header with x, y, z", form.first, "write one point a line")
     notes.append(f"turned, a line each of x, y, z: {form.width} points")

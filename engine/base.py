@@ -1,12 +1,14 @@
 """Errors of the user's, seeds, atomic writes, and what a run was made with."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_TEXT = 1 << 26  # bytes of a json or csv file that is read whole
 
 
 # ---------------------------------------------------------------- errors
@@ -31,14 +34,31 @@ def one_line(error):
 
 def cli(main):
     """Run a command; an error of the user's becomes one line on stderr and exit code 2, a warning one line."""
-    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *where: f"warning: {visible(message)}\n"
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, UserError) and not out_of_memory(error):
+            raise
+        print(f"error: {visible(error if isinstance(error, UserError) else OUT_OF_MEMORY)}", file=sys.stderr)
+        sys.exit(2)
+
+
+OUT_OF_MEMORY = (
+    "out of memory; free some and run the same command, a training goes on from its last checkpoint, which is kept; or "
+    "begin a smaller one with --batch-size or --points, in another --out"
+)
+
+
+def out_of_memory(error):
+    """Whether an exception, or one that it came of, says that memory of the machine or of a GPU is short."""
+    words = "out of memory|not enough memory|allocate memory|bad_alloc|ALLOC_FAILED"  # torch's
+    short = isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM
+    short = short or isinstance(error, RuntimeError) and bool(re.search(words, str(error)))
+    return short or bool(error.__context__) and out_of_memory(error.__context__)
 
 
 def call(main, *argv):
@@ -63,25 +83,44 @@ def generator(device, *words):
 
 
 # ---------------------------------------------------------------- files
-def write_atomically(path, content):
-    """Write bytes so that `path` holds the old or the new content whole, never half; UserError if it cannot."""
+def write_atomically(path, content, remedy="free some space or choose another --out"):
+    """Write bytes so that `path` holds the old or the new content whole, never half; UserError if it cannot.
+
+    On the disk before it has its name, so that this holds for a machine that loses power, too.
+    """
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.write_bytes(content)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from None
+
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # also what turns a line
+
+
+def visible(text):
+    """A text without characters that a terminal would obey: a file's name may hold any."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 def read_json(path):
-    """A run's json file as plain values; UserError where it is missing or damaged."""
+    """A run's json file, an object, as plain values; UserError where it is missing, damaged or over MOST_TEXT bytes."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; give the folder of a run of stage1_ssl.py") from None
+        text = Path(path).read_text() if Path(path).stat().st_size <= MOST_TEXT else ""
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        again = f"python eval.py --run {Path(path).parent}"
+        raise UserError(f"{path}: missing or not JSON; give the folder of a run of stage1_ssl.py, after {again}")
+    return found
 
 
 def csv_text(rows):

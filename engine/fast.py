@@ -17,6 +17,32 @@ import torch
 import torch.nn.functional as F
 
 
+# ---------------------------------------------------------------- products
+PRECISIONS = "fp32", "tf32", "bf16"
+_bf16 = False
+
+
+def set_precision(name):
+    """How the layers' products on points are computed from now on, forwards and backwards; their results, statistics,
+    graphs, maps and losses stay in the model's own type. tf32 is a GPU's, and concerns all products of a process."""
+    global _bf16
+    _bf16 = name == "bf16"
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+
+
+def low(x):
+    """An operand as the products take it."""
+    return x.bfloat16() if _bf16 else x
+
+
+def product(x, weight, bias=None):
+    """weight.x_n + bias, as F.linear, in the chosen precision."""
+    if not _bf16:
+        return F.linear(x, weight, bias)
+    y = F.linear(low(x), low(weight)).to(x.dtype)
+    return y if bias is None else y + bias
+
+
 # ---------------------------------------------------------------- neighbours
 def smallest(distance, k):
     """The columns of the k smallest of each row: (B, N, M) -> (B, N, k). Exact: they lie in the k groups of 8
@@ -77,7 +103,7 @@ def neighbour_max(b, idx):
 
 def point_max(x, weight):
     """max_n weight.x_n over the points n of each cloud: (B, N, C), (O, C) -> (B, O)."""
-    best = lambda some: (weight @ some.transpose(-1, -2)).argmax(-1)  # (O,) of a cloud, (B, O) of several
+    best = lambda some: (low(weight) @ low(some).transpose(-1, -2)).argmax(-1)  # (O,) of a cloud, (B, O) of several
     with torch.no_grad():  # a CPU's cache holds one cloud; a GPU wants few launches
         one_by_one = x.device.type == "cpu"
         winner = torch.stack(list(map(best, x))) if one_by_one else torch.cat(list(map(best, x.split(16))))  # (B, O)
@@ -111,7 +137,8 @@ def edge_moments(x, idx):
     x = x - centre
     m, k = idx.shape
     near = F.embedding_bag(idx, x, mode="sum") / k  # (M, C) mean neighbour
-    degree = torch.bincount(idx.flatten(), minlength=m).to(x.dtype)[:, None] / k  # (M, 1) in-degree / k
+    ones = torch.ones(idx.numel(), dtype=x.dtype, device=x.device)
+    degree = x.new_zeros(m).index_add_(0, idx.flatten(), ones)[:, None] / k  # (M, 1) in-degree / k
     mean = torch.cat([near.mean(0), x.mean(0)])  # (2C,)
     jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)  # (C, C) each
     cov = torch.cat([torch.cat([jj, ij.T], 1), torch.cat([ij, ii], 1)]) - mean.outer(mean)
@@ -146,7 +173,7 @@ def folded(x, linear, bn):
 def point_layer(x, linear, bn, slope):
     """LeakyReLU(BN(W x_n)): (B, N, C_in) -> (B, N, C_out)."""
     weight, shift = folded(x, linear, bn)
-    return F.leaky_relu(F.linear(x.flatten(0, 1), weight, shift), slope, inplace=True).view(*x.shape[:2], -1)
+    return F.leaky_relu(product(x.flatten(0, 1), weight, shift), slope, inplace=True).view(*x.shape[:2], -1)
 
 
 def point_max_layer(x, linear, bn, slope):
@@ -164,7 +191,7 @@ def linear_max_layer(x, weight, bias):
 def linear_of_pair(x, y, linear):
     """W [x_n; y] = W_x x_n + W_y y: (B, N, C), (B, D) -> (B, N, C_out). y is never repeated N times."""
     w_x, w_y = linear.weight.split([x.shape[-1], y.shape[-1]], 1)
-    return F.linear(x, w_x) + F.linear(y, w_y)[:, None]
+    return product(x, w_x) + F.linear(y, w_y)[:, None]
 
 
 # ---------------------------------------------------------------- layers on edges
@@ -182,7 +209,7 @@ def split(x, idx, linear, bn):
         scale, shift = fold(bn, weight, moments, idx.numel())
         weight = scale[:, None] * weight
     near, centre = weight.chunk(2, 1)
-    return F.linear(x, near), F.linear(x, centre, shift)
+    return product(x, near), product(x, centre, shift)
 
 
 def edge_conv(x, idx, linear, bn, slope):
@@ -261,4 +288,4 @@ def linear_edge_conv(x, idx, layers):
     for layer in layers[1:]:  # linear after linear is linear
         weight, bias = layer.weight @ weight, F.linear(bias, layer.weight, layer.bias)
     near, centre = pair_weight(weight).chunk(2, 1)
-    return (neighbour_max(F.linear(rows, near), idx) + F.linear(rows, centre, bias)).view(*x.shape[:2], -1)
+    return (neighbour_max(product(rows, near), idx) + product(rows, centre, bias)).view(*x.shape[:2], -1)

@@ -5,10 +5,16 @@ import math
 import torch
 import torch.nn.functional as F
 
+from engine.base import seed_of
 from engine.fast import knn
 
-
 VOXELS = 27  # of [-1, 1]^3
+
+
+def share(generator, *words):
+    """mu ~ Beta(1, 1), one a batch, from the generator's seed; drawn on the host, as sizes follow from it."""
+    host = torch.Generator().manual_seed(seed_of(generator.initial_seed(), "mu", *words))
+    return torch.rand((), generator=host).item()
 
 
 def gather_points(x, index):
@@ -40,7 +46,8 @@ def normals(points, k=20):
 
 def masked_chamfer(predicted, truth, mask):
     """Squared Chamfer distance, both ways, between masked points, (B, N, 3) x2, (B, N) bool -> (B,)."""
-    K = max(int(mask.sum(1).max()), 1)
+    # a CPU takes as few as there are; a GPU does not wait to hear how many
+    K = max(int(mask.sum(1).max()), 1) if mask.device.type == "cpu" else mask.shape[1]
     index = mask.int().argsort(dim=1, descending=True, stable=True)[:, :K]  # masked points first, (B, K)
     valid = mask.gather(1, index)
     p, q = gather_points(predicted, index), gather_points(truth, index)  # (B, K, 3)
@@ -81,7 +88,7 @@ def twice_box(inside):
 def distort(points, noise, granularity, grid):
     """Smoothed noise, trilinear between the nodes of each cloud's own grid, (B, N, 3), (B, 3, D, D, D) -> (B, N, 3).
 
-    D is the most nodes that an axis has in grid_of(points, granularity); of a shorter axis the first ones count.
+    D is at least the most nodes that an axis has in grid_of(points, granularity); of a shorter axis the first count.
     """
     (first, nodes), D = grid, noise.shape[-1]
     inside = torch.arange(D, device=points.device) < nodes[..., None]  # (B, 3, D)

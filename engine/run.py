@@ -11,45 +11,65 @@ predsN.npz (what was predicted for source validation and target test at every ev
         run.finish(model)
 """
 
-import fcntl
 import io
 import json
 import math
+import os
 import signal
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.base import UserError, plain, provenance, write_atomically
+from engine.base import UserError, out_of_memory, plain, provenance, write_atomically
+from engine.checked import fits, whole, wrong_in
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SIGNALS = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"  # each asks a stage to stop
 SAVES = 20  # how often a stage writes last.pt
+UNREAD = 20  # steps after which a GPU is asked what they gave, for the bar
 
 
 # ---------------------------------------------------------------- checkpoints
-def save_checkpoint(path, payload):
+def save_checkpoint(path, payload, *remedy):
     """Tensors and plain values only; serialised in memory first, so that a full disk leaves the old file whole."""
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), *remedy)
 
 
-def load_checkpoint(path, device="cpu"):
-    """A checkpoint of either stage; UserError if it is missing or is not one."""
+def load_checkpoint(path, device="cpu", choices=None):
+    """A checkpoint of either stage; UserError if it is missing, or is not one as Run writes it.
+
+    choices: of --ssl, --backbone and --score, where a run goes on from it; without them it can but predict.
+    """
+    wrong = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of some files that are refused below
-            payload = torch.load(path, map_location=device, weights_only=True)
-            payload["config"]["args"]["task"], payload["config"]["classes"], payload["student"]
-        return payload
+            with zipfile.ZipFile(path) as parts:  # which Run does not compress: it unpacks to no more than it is
+                wrong = any(part.compress_type for part in parts.infolist()) and "it is compressed"
+                wrong = wrong or parts.testzip() and "bytes of it have changed"  # torch does not look
+            payload = None if wrong else torch.load(path, map_location=device, weights_only=True)
+        wrong = wrong or wrong_in(payload, choices)
+        if not wrong:
+            return payload
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with stage1_ssl.py first") from None
-    except Exception:  # a pickle, a zip and a tensor file fail in a dozen ways
-        raise UserError(f"{path}: not a checkpoint of this repository; give RUN/stage1.pt or RUN/stage2.pt") from None
+    except Exception as error:  # a pickle, a zip and a tensor file fail in a dozen ways
+        if out_of_memory(error):
+            raise
+    more = f" ({wrong})" if wrong else ""
+    raise UserError(f"{path}: not a checkpoint of this repository{more}; give RUN/stage1.pt or RUN/stage2.pt")
 
 
 def weights(model):
@@ -58,14 +78,27 @@ def weights(model):
 
 
 # ---------------------------------------------------------------- the folder
+def take_lock(file):
+    """Held until the process dies; BlockingIOError where another holds it, OSError where none can be taken."""
+    if fcntl is None:
+        raise OSError("no locks on this system")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class Run:
-    """Refuses a second process and other arguments; cuts what log and predictions hold past a resumed step."""
+    """Refuses a second process and other arguments; cuts what log and predictions hold past a resumed step.
+
+    Killed at any moment, it goes on to the same bits: each file but the log is replaced as a whole, log and predictions
+    are on the disk before the checkpoint that counts on them, and stageN.pt comes last.
+    """
 
     def __init__(self, folder, stage, args):
         self.folder, self.stage, self.args = Path(folder), stage, args
         self.last, self.final = self.folder / f"last{stage}.pt", self.folder / f"stage{stage}.pt"
         self.preds, self.moments, self.best = self.folder / f"preds{stage}.npz", [], None
-        self.stopping, self.seconds, self.shown = [], 0.0, ""
+        self.rows = self.folder / "log.jsonl"
+        self.stopping, self.seconds, self.shown, self.unwritten = [], 0.0, "", []
+        self.bar, self.handlers = None, {}
         self.lock = self._locked()
         try:
             self.record = self._read_config()
@@ -78,46 +111,67 @@ class Run:
         return self
 
     def __exit__(self, *error):
+        if self.bar:
+            self.bar.close()
+        for number, old in self.handlers.items():
+            signal.signal(number, old)
         self.lock.close()
 
     def _locked(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(self.folder / ".lock", "w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
-            return lock
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: {error.strerror}; choose a folder that can be written") from None
+        try:
+            take_lock(lock)
         except BlockingIOError:
             raise UserError(
                 f"{self.folder}: another process is training here; wait for it or choose another --out"
             ) from None
-        except OSError as error:
-            raise UserError(f"--out {self.folder}: {error.strerror}; choose a folder that can be written") from None
+        except OSError:
+            warnings.warn(f"{self.folder}: no lock can be taken here, so take care that no second process trains in it")
+        return lock
 
     def _read_config(self):
         path = self.folder / "config.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError:
+            record = json.loads(path.read_text()) if path.exists() else {}
+            record.get(f"stage{self.stage}", {}).get("args", {}).keys()
+            return record
+        except (AttributeError, OSError, ValueError):
             raise UserError(f"{path}: not readable as JSON; choose another --out or remove the folder") from None
 
     def _compare(self, part, new):
         old = self.record.get(f"stage{self.stage}", {}).get(part, {})
-        for key in sorted(old.keys() | new.keys()) if old else ():
-            if key not in ("device", "out", "init", "upright") and old.get(key) != new.get(key):
-                raise UserError(
-                    f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
-                    "choose another --out, or the same arguments to go on with it"
-                )
+        for key in differing(old, new) if old else ():
+            raise UserError(
+                f"{self.folder} holds a run with {key} = {old.get(key)}, not {new.get(key)}; "
+                "choose another --out, or the same arguments to go on with it"
+            )
 
     def _write_config(self):
-        write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode())
+        write_atomically(self.folder / "config.json", json.dumps(self.record, indent=1).encode(), self._kept())
+
+    def _kept(self):
+        """The remedy of a run that ends in an error: what it leaves, and how to go on."""
+        if os.path.exists(self.last):
+            return f"put that right, and the same command goes on from {self.last}, the last good checkpoint"
+        return f"put that right, and the same command begins this stage anew, as there is no {self.last}"
 
     @property
     def finished(self):
         """True when stageN.pt was written; say so in one line and leave."""
-        if self.final.exists():
-            print(f"{self.final} is finished; nothing to do")
-        return self.final.exists()
+        if not self.final.exists():
+            return False
+        try:
+            load_checkpoint(self.final)
+        except UserError:
+            raise UserError(
+                f"{self.final}: damaged; remove it, and the same command goes on from {self.last}"
+            ) from None
+        print(f"{self.final} is finished; nothing to do")
+        return True
 
     def begin(self, classes, **data):
         """Record what the run is (arguments, classes, data, commit, versions) before its first step."""
@@ -129,8 +183,11 @@ class Run:
         self.config = {"args": plain(self.args), "data": data, "classes": list(classes), **origin}
         self.record[f"stage{self.stage}"] = self.config
         self._write_config()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
+        for path in self.folder.glob("*.[0-9]*.tmp"):  # of a killed process
+            path.unlink(missing_ok=True)
+        for number in [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does with SIGHUP
+                self.handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def _ask_to_stop(self, number, frame):
         self.stopping.append(number)
@@ -148,62 +205,102 @@ class Run:
         start = self.began = time.time()
         if not self.moments:
             text = evaluate(0)
-        with tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True) as bar:
-            for t in bar:
-                yield t
-                done = t + 1
-                if done % self.args.eval_every == 0 or done == T:
-                    text = evaluate(done)
-                bar.set_postfix_str(f"{self.shown}{text}", refresh=False)
-                if done - first == 10:
-                    bar.write(announce((time.time() - start) / 10 * (T - done), T, self.args.device), end="")
-                if done % save_every == 0 or done == T or self.stopping:
-                    self._save(done, parts)
-                if self.stopping:
-                    bar.close()
-                    print(f"stopped after step {done} of {T}; run the same command to go on", file=sys.stderr)
-                    sys.exit(128 + self.stopping[0])
+        self.bar = bar = tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True)
+        for t in bar:
+            yield t
+            done = t + 1
+            evaluating = done % self.args.eval_every == 0 or done == T
+            stop = self.stopping[:1]  # who asks during what follows is heard after the next step
+            saving = done % save_every == 0 or done == T or stop
+            if evaluating or saving or self.args.device == "cpu" or done % UNREAD == 0:
+                self.flush(durable=saving)
+            if evaluating:
+                text = evaluate(done)
+            bar.set_postfix_str(f"{self.shown}{text}", refresh=False)
+            if done - first == 10:
+                bar.write(announce((time.time() - start) / 10 * (T - done), T, self.args.device), end="")
+            if saving:
+                self._save(done, parts)
+            if stop:
+                self._stop(done)
+
+    def _stop(self, done):
+        self.bar.close()
+        print(f"stopped after step {done} of {self.args.steps}; run the same command to go on", file=sys.stderr)
+        sys.exit(128 + self.stopping[0])
 
     def _save(self, done, parts):
         now = time.time()
         self.seconds, self.began = self.seconds + now - self.began, now
         state = {name: part.state_dict() for name, part in parts.items()}
         head = {"config": self.config, "step": done, "seconds": self.seconds, "best": self.best}
-        save_checkpoint(self.last, head | state)
+        save_checkpoint(self.last, head | state, self._kept())
 
     def _resume(self, parts):
-        """Load last.pt into `parts`, cut what log and predictions hold beyond it, and return the first step."""
-        step = 0
-        if self.last.exists():
-            payload = load_checkpoint(self.last, self.args.device)
-            for name, part in parts.items():
-                part.load_state_dict(payload[name])
-            self.best, self.seconds, step = payload["best"], payload["seconds"], payload["step"]
-        path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed process may leave half a line
+        """Load last.pt into `parts`, cut what log and predictions hold beyond it, and return the first step.
+
+        UserError where one of the three is damaged: a run goes on to the same bits, or not at all.
+        """
+        anew = f"put back a whole copy, or remove {self.last} to begin the stage anew"
+        step = self._load(parts, anew) if self.last.exists() else 0
+        rows, unread = read_rows(self.rows)
         rows = [row for row in rows if row["stage"] != self.stage or row["step"] < step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        if self.preds.exists():
-            with np.load(self.preds, allow_pickle=False) as old:
-                moments = [dict(zip(old, row)) for row in zip(*old.values())]
-            self.moments = [moment for moment in moments if moment["step"] <= step]
-        self.lines = open(path, "a", buffering=1)
+        if [row["step"] for row in rows if row["stage"] == self.stage] != list(range(step)):
+            raise UserError(f"{self.rows}: not every step before {step}, where {self.last} stands, is in it; {anew}")
+        if unread:
+            warnings.warn(f"{self.rows}: {unread} lines that are no rows of a log are dropped")
+        moments = read_moments(self.preds) if step else []  # without a checkpoint, all are predicted anew
+        self.moments = [moment for moment in moments if moment["step"] <= step]
+        due = [t for t in range(step + 1) if t % self.args.eval_every == 0 or t == self.args.steps]
+        if step and [moment["step"] for moment in self.moments] != due:
+            raise UserError(
+                f"{self.preds}: the predictions up to step {step}, where {self.last} stands, are damaged; {anew}"
+            )
+        write_atomically(self.rows, "".join(json.dumps(row) + "\n" for row in rows).encode(), self._kept())
         return step
 
-    def log(self, step, row):
-        """One JSON object a line."""
-        self.shown = f"L_c {row['cls']:.3f} L_ssl {row['ssl_tgt']:.3f}"
+    def _load(self, parts, anew):
+        """last.pt into `parts` -> steps done; UserError where it is damaged or of another run."""
+        wrong = "damaged"
         try:
-            self.lines.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder}/log.jsonl: {error.strerror}; free some space") from None
+            payload = load_checkpoint(self.last, self.args.device)
+            others = [key for part in ("args", "data") for key in differing(payload["config"][part], self.config[part])]
+            if not others:
+                for name, part in parts.items():
+                    part.load_state_dict(payload[name])
+                self.best, self.seconds = payload["best"], payload["seconds"]
+                return payload["step"]
+            wrong = f"of a run with another {others[0]}"
+        except Exception as error:  # a state that is not whole fails in a dozen ways
+            if out_of_memory(error):
+                raise
+        raise UserError(f"{self.last}: {wrong}; {anew}")
 
-    def check(self, step, row):
-        """Stop before a loss that is not finite reaches the weights."""
-        if not math.isfinite(row["loss"]):
-            kept = f"{self.last} is the last good checkpoint" if self.last.exists() else "no checkpoint was written yet"
-            raise UserError(f"step {step}: the loss is {row['loss']}; {kept}; look at the data or change --seed")
+    def log(self, step, row):
+        """A step's row of numbers and tensors (), which are read later, so that no step waits for a GPU."""
+        self.unwritten.append((step, row))
+
+    def flush(self, durable=False):
+        """One JSON object a line; UserError at a loss that is not finite, before what came of it is kept.
+
+        durable: on the disk, not only with the system, as a checkpoint must not be ahead of the log.
+        """
+        rows, self.unwritten = self.unwritten, []
+        try:
+            with open(self.rows, "ab") as file:
+                for step, row in rows:
+                    row = {name: value.item() if torch.is_tensor(value) else value for name, value in row.items()}
+                    self.shown = f"L_c {row['cls']:.3f} L_ssl {row['ssl_tgt']:.3f}"
+                    if not math.isfinite(row["loss"]):
+                        loss, last = row["loss"], f"{self.last} is the last good checkpoint"
+                        kept = last if self.last.exists() else "no checkpoint was written yet"
+                        raise UserError(f"step {step}: the loss is {loss}; {kept}; look at the data or change --seed")
+                    file.write(json.dumps({"stage": self.stage, "step": step, **row}).encode() + b"\n")
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.rows}: {error.strerror}; {self._kept()}") from None
 
     # -- what it leaves behind
     def moment(self, step, quality, arrays, **models):
@@ -215,7 +312,7 @@ class Run:
         arrays = {name: np.stack([moment[name] for moment in self.moments]) for name in self.moments[0]}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        write_atomically(self.preds, buffer.getvalue())
+        write_atomically(self.preds, buffer.getvalue(), self._kept())
         if step and (self.best is None or quality > self.best["source_val"]):
             states = {name: weights(model) for name, model in models.items()}
             self.best = {"step": step, "source_val": quality, **states}
@@ -225,7 +322,36 @@ class Run:
         self.config["seconds"] = round(self.seconds, 1)
         self._write_config()
         head = {"config": self.config, "seconds": self.seconds, **self.best}
-        save_checkpoint(self.final, head | {"last_student": student.state_dict()})
+        save_checkpoint(self.final, head | {"last_student": student.state_dict()}, self._kept())
+        if self.stopping:  # asked too late for a step
+            self._stop(self.args.steps)
+
+
+def differing(old, new):
+    """Which arguments, or facts of the data, make another run."""
+    apart = ("device", "out", "init", "upright")
+    return [key for key in sorted(old.keys() | new.keys()) if key not in apart and old.get(key) != new.get(key)]
+
+
+def read_rows(path):
+    """Rows of a log.jsonl, and how many of its lines are none: a killed process, or a full disk, leaves half a line."""
+    rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        rows += [row] if fits(row, {"stage": whole, "step": whole}) else []
+    return rows, len(lines) - len(rows)
+
+
+def read_moments(path):
+    """What predsN.npz holds, a dict of arrays for each moment; [] where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as old:
+            return [dict(zip(old, row)) for row in zip(*old.values())] if "step" in old else []
+    except Exception:  # a zip and an array fail in a dozen ways
+        return []
 
 
 def announce(seconds, steps, device):

@@ -25,7 +25,7 @@ from datasets import own
 from datasets.clouds import read_cloud
 from datasets.files import normalise, turn_up
 from engine import upright
-from engine.base import UserError, cli, csv_text, write_atomically
+from engine.base import UserError, cli, csv_text, visible, write_atomically
 from engine.flags import Parser, number
 from engine.picture import draw, three_levels, write_ply
 from engine.run import load_checkpoint
@@ -156,7 +156,7 @@ def main():
     if alone:
         for note in cloud.notes:
             warnings.warn(f"{shown}: {note}")
-        print(f"{shown}: {said(classes, probabilities, explained, sk)}\nwrote {wrote}")
+        print(f"{visible(shown)}: {said(classes, probabilities, explained, sk)}\nwrote {visible(wrote)}")
         return
     write_atomically(out / "predictions.csv", csv_text(rows).encode(errors="surrogateescape"))
     bad = sum(not row["class"] for row in rows)

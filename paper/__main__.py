@@ -4,8 +4,8 @@ import engine  # noqa: F401, I001 - first: how torch's threads wait
 from pathlib import Path
 
 import paper
-from engine.base import cli
-from engine.flags import Parser
+from engine.base import UserError, cli
+from engine.flags import Parser, path
 from paper import cells, claims, figures, finished, lesson, noise, tables, validators  # noqa: F401 - their commands enter themselves
 
 
@@ -18,9 +18,12 @@ def main():
         for add in flags:
             add(one)
         # in place of stage 1's flag, which is the folder of a run
-        one.add_argument("--out", type=Path, default=Path(folder) / name, help="path to write to, without an ending")
+        one.add_argument("--out", type=path, default=Path(folder) / name, help="path to write to, without an ending")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: {error.strerror}; choose a path that can be written") from None
     print(paper.COMMANDS[args.what][0](args))
 
 

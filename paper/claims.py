@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.base import UserError, csv_text, markdown, read_json, write_atomically
+from engine.checked import finite, fits, none, truth, whole
+from engine.flags import is_text
 from paper import command, flag
 from paper.conflict import PREDICTORS
 
@@ -20,6 +22,17 @@ SHARES = {
     "pseudo_right": "pseudo-labels right",
     "oracle_pseudo_cos": "G_oracle, cosine with G of pseudo-labels",
     "oracle_entropy_cos": "G_oracle, cosine with G of entropy",
+}
+
+
+NUMBER = (finite, none)
+RECORD = {"args": {"task": is_text, "ssl": is_text}, "seed": (whole, is_text), "n": (whole, is_text)}
+RECORD |= {"data": is_text, "commit": is_text}
+SCORE = {"score": is_text, "step": (whole, is_text), "auc": NUMBER, "within": NUMBER}
+scored = lambda rows: fits(rows, [SCORE]) and {*PREDICTORS} <= {row["score"] for row in rows if row["step"] == ""}
+STATISTICS = {  # of a .json that the figure has written
+    "fig1": {"source_accuracy": finite} | {mode: dict.fromkeys(SERIES, NUMBER) for mode in ("train", "eval")},
+    "persample": {"source_accuracy": finite, "scores": scored, "moments": [dict.fromkeys(SHARES, NUMBER)]},
 }
 
 
@@ -57,7 +70,9 @@ def claims(args):
     kinds, rows = {"fig1": of_fig1, "persample": of_persample}, []
     for path in args.files:
         record = read_json(path)
-        if record.get("figure") in kinds and "trained" in record["statistics"]:
+        if fits(record, {"figure": lambda figure: figure in [*kinds], "statistics": {"trained": truth}}):
+            if not fits(record, RECORD | {"statistics": STATISTICS[record["figure"]]}):
+                raise UserError(f"{path}: not as {record['figure']} writes it; make it again, or leave it out")
             head = {"figure": record["figure"], "task": record["args"]["task"], "ssl": record["args"]["ssl"]}
             head |= {"seed": record["seed"], "n": record["n"], "data": record["data"], "commit": record["commit"]}
             head |= {key: record["statistics"][key] for key in ("source_accuracy", "trained")}

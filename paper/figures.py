@@ -239,7 +239,7 @@ def fig6(args):
 # ---------------------------------------------------------------- Fig. 7: what a wrong pseudo-label does to the score
 def stage1_of(path):
     """A checkpoint of stage 1 that classifies; UserError otherwise."""
-    start = load_checkpoint(path)
+    start = load_checkpoint(path, choices=stage1_ssl.CHOICES)
     if data.direction(start["config"]["args"]["task"]).per_point:
         raise UserError(f"--init {path}: give RUN/stage1.pt of a run that classifies; this one segments")
     return start

@@ -12,30 +12,43 @@ import numpy as np
 import torch
 
 import data
-from engine.base import UserError, read_json
-from engine.flags import number
+from engine.base import MOST_TEXT, UserError, read_json
+from engine.checked import finite, fits, none, whole
+from engine.flags import is_text, number
 from engine.metrics import describe
 from engine.picture import three_levels
 from engine.run import load_checkpoint
-from eval import last_stage, name_of, read_result
+from eval import last_stage, name_of
 from models import model_of
 from paper import command, draw, evidence, flag
 from paper.conflict import frozen, maps
 from paper.published import reported
-from paper.tables import KEYS, flat, one_a_seed, pooled, trained
+from paper.tables import KEYS, flat, one_a_seed, pooled, trained, whole_result
 from saliency import skewness
+from stage1_ssl import CHOICES
 
 RUNS = flag("runs", type=Path, nargs="+", help="folders with a result.json")
+STAGE = ({"confusion": [[whole]], "per_class": {}}, none)
+SHOWN = {"classes": [is_text], "seed": whole, "backbone": is_text, "select": is_text, "beta": finite, "alpha": finite}
+SHOWN |= {"stage1": STAGE, "stage2": STAGE}  # of result.json, in these figures
 MOVED = flag("--data", help="where the clouds are now, if they moved")
 
 
 # ---------------------------------------------------------------- Fig. 3, 8, 10: from finished runs
 def results_of(folders):
     """result.json of each run of classification; UserError when they are of different data or directions."""
-    results = [read_result(run) for run in dict.fromkeys(folders)]
+    results = [whole_result(run, is_shown) for run in dict.fromkeys(folders)]
     if len({(r["data"]["fingerprint"], r["task"]) for r in results}) > 1 or results[0]["per_point"]:
         raise UserError("the runs differ in data or direction, or segment; give runs of one direction on the same data")
     return results
+
+
+def is_shown(result):
+    """Whether a result.json has what these figures show, and confusion matrices of its classes."""
+    if not fits(result, SHOWN) or result["per_point"]:
+        return result["per_point"]
+    matrices = [part["confusion"] for part in (result["stage1"], result["stage2"]) if part]
+    return all(len(row) == len(result["classes"]) for matrix in matrices for row in (matrix, *matrix))
 
 
 def untrained(result):
@@ -163,7 +176,7 @@ def extremes(model, points, labels, classes, alpha, tails=(0.02, 0.05, 0.1)):
 @command(flag("--ckpt", type=Path, required=True, help="RUN/stage1.pt or RUN/stage2.pt"), MOVED)
 def fig5(args):
     """Fig. 5: saliency in three levels on the most and the least skewed source test clouds."""
-    checkpoint = load_checkpoint(args.ckpt)
+    checkpoint = load_checkpoint(args.ckpt, choices=CHOICES)
     src, _, config, name = domains_of(checkpoint, args.data)
     model, points, y = model_of(checkpoint), data.evaluation_subset(src.test, config.points), src.test_labels
     sk, confidence = eval_skewness(model, points, y, config.alpha)
@@ -204,7 +217,7 @@ def neighbour_agreement(f, y):
 def fig11(args):
     """Fig. 11: t-SNE of the target test set's features of two checkpoints."""
     TSNE, rows, flat, names, found = tsne(), [], [], [], {}
-    checkpoints = {path: load_checkpoint(path) for path in args.ckpt}
+    checkpoints = {path: load_checkpoint(path, choices=CHOICES) for path in args.ckpt}
     configs = [checkpoint["config"] for checkpoint in checkpoints.values()]
     if len({(data.direction(c["args"]["task"]).target, c["data"]["fingerprint"]) for c in configs}) > 1:
         raise UserError("--ckpt: checkpoints of different targets or data; give those of one target on the same data")
@@ -232,12 +245,18 @@ GRADIENTS = {"cos": "G_oracle", "cos_cls": "G_cls"}  # column of fig1 and persam
 def read_columns(path, names):
     """Columns of a csv that was written here, and its step, as arrays; UserError names what is missing."""
     try:
+        if path.stat().st_size > MOST_TEXT:
+            raise ValueError(f"in so large a file, over {MOST_TEXT} bytes")
         with open(path) as file:
             rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError("with a row")
         return [np.array([float(row[name] or "nan") for row in rows]) for name in (*names, "step")]
     except FileNotFoundError:
         raise UserError(f"--csv {path}: no such file; make one with `make fig1` or `make persample`") from None
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"--csv {path}: {error.strerror}; give the csv of fig1 or persample") from None
+    except (KeyError, ValueError, csv.Error) as error:
         raise UserError(f"--csv {path}: no column of numbers {error}; give the csv of fig1 or persample") from None
 
 
@@ -255,18 +274,20 @@ def anm(args):
     printed = {method: float(value) for (method, *_), value in reported().items() if "ANM" in method}
     source = args.csv.with_suffix(".json")
     made = read_json(source) if source.exists() else {"data": "data not recorded", "seed": "?", "args": {}}
+    if not fits(made, {"data": is_text, "seed": (whole, is_text), "args": {}}):
+        raise UserError(f"{source}: not what fig1 or persample writes beside --csv; remove it, or make both again")
     setting = " ".join(str(made["args"].get(key, "")) for key in ("task", "backbone", "ssl", "select"))
     found, rows, texts, first = {}, [], [], None
     for gradient, cos in zip(GRADIENTS.values(), cosines):
         ways = {"skewness -> conflict": (x, -cos), "conflict -> skewness": (-cos, x)}
-        fits = {way: evidence.additive_noise(*pair) for way, pair in ways.items()}
+        both = {way: evidence.additive_noise(*pair) for way, pair in ways.items()}
         gap, interval = evidence.noise_gap(x, -cos, args.seed)
-        first = first or fits
-        found[gradient] = {way: {"hsic": fit["hsic"], "p": fit["p"]} for way, fit in fits.items()}
+        first = first or both
+        found[gradient] = {way: {"hsic": fit["hsic"], "p": fit["p"]} for way, fit in both.items()}
         found[gradient] |= {"gap": gap, "gap_interval": interval}
-        scores = ", ".join(f"{way} {fit['hsic']:.3f} (p = {fit['p']:.2g})" for way, fit in fits.items())
+        scores = ", ".join(f"{way} {fit['hsic']:.3f} (p = {fit['p']:.2g})" for way, fit in both.items())
         texts.append(f"with {gradient}: {scores}, difference {draw.with_interval(found[gradient], 'gap')}")
-        for way, fit in fits.items():
+        for way, fit in both.items():
             columns = zip(fit["cause"].tolist(), fit["effect"].tolist(), fit["fit"].tolist())
             head = {"gradient": gradient, "direction": way}
             rows += [head | dict(zip(("cause", "effect", "fit"), values)) for values in columns]

@@ -15,6 +15,7 @@ from scipy import stats
 import data
 import stage1_ssl
 from engine.base import UserError, csv_text, markdown, write_atomically
+from engine.checked import fits
 from engine.picture import save_figure
 from eval import FLAGS, HEAD, metrics_of, name_of, read_result, records, row
 from paper import command, flag
@@ -36,12 +37,20 @@ def table(args):
     return write_tables(args.out, results_of(args.runs))
 
 
-def results_of(runs):
-    """Results of these folders, or of all of runs/ that are finished."""
+def results_of(runs, form={}):
+    """Results of these folders, or of all of runs/ that are finished, of this form beside what all have."""
     folders = runs or sorted(path.parent for path in Path("runs").glob("*/result.json"))
     if not folders:
         raise UserError("no finished run under runs/ yet; make demo, or make M_S")
-    return [read_result(run) for run in dict.fromkeys(folders)]
+    return [whole_result(run, form) for run in dict.fromkeys(folders)]
+
+
+def whole_result(run, form):
+    """RUN/result.json with all that a figure needs, see engine.checked.fits; UserError where it lacks some."""
+    result = read_result(run)
+    if not fits(result, form):
+        raise UserError(f"{run}/result.json: lacks what this figure shows; run python eval.py --run {run} again")
+    return result
 
 
 def write_tables(out, results):

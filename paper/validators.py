@@ -4,6 +4,7 @@ import numpy as np
 from scipy import stats
 
 from engine.base import UserError, csv_text, markdown, write_atomically
+from engine.checked import finite, fits, none, whole
 from engine.picture import save_figure
 from engine.validators import VALIDATORS
 from eval import LABEL_FREE
@@ -11,6 +12,9 @@ from paper import command, draw
 from paper.tables import RUNS, flat, footer, results_of, setting_of, trained
 
 CRITERIA = ("last", "source", *VALIDATORS)
+MOMENT = {"step": whole} | dict.fromkeys(VALIDATORS, finite)
+STAGE = {"curve": lambda curve: fits(curve, [MOMENT]) and any(moment["step"] for moment in curve)}
+JUDGED = ({"per_point": lambda per_point: per_point}, {"stage1": (STAGE, none), "stage2": (STAGE, none)})
 TEXTS = {"last": "last step", "source": "source validation"}
 
 
@@ -64,7 +68,7 @@ def over_seeds(rows, key):
 @command(RUNS, folder="results/validators")
 def validators(args):
     """Label-free choice of the checkpoint: Spearman with target accuracy, points lost against the oracle."""
-    results = [result for result in results_of(args.runs) if not result["per_point"]]  # they are of classes
+    results = [result for result in results_of(args.runs, JUDGED) if not result["per_point"]]  # they are of classes
     every = [row for result in results for row in judged(result)]
     rows = [row for row in every if row["trained"]]
     if not rows:

@@ -1,6 +1,8 @@
 """Section 4 against scipy, finite differences and algebra."""
 
+import copy
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -254,6 +256,80 @@ def test_what_would_give_a_wrong_score_silently_is_refused():
         measure(model, x, mode="Train")
     with pytest.raises(ValueError, match="eval"):
         measure(model, x, loss=x.sum(), mode="eval")
+
+
+class Returns(torch.nn.Module):
+    """A model of somebody else's: gives what `wrap` makes of the points, the model's logits and its features."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.model, self.wrap = models.build("pointnet", 10).eval(), wrap
+
+    def forward(self, x):
+        return self.wrap(x, self.model(x))
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A PointNet, four clouds, labels, and their scores in eval mode."""
+    torch.manual_seed(0)
+    model, x, y = models.build("pointnet", 10), rand(4, 32, 3).float(), torch.arange(4)
+    return model, x, y, measure(model, x, y, mode="eval")
+
+
+@pytest.mark.parametrize(
+    "way", ["DataParallel", "int32", "(B, 1)", "list", "numpy", "numpy float64", "tuple", "list out"]
+)
+def test_other_trainers_get_the_same_score(elsewhere, way):
+    """Wrapped models, labels of another type or shape, clouds from numpy: the score is the plain one, to the bit."""
+    model, x, y, expected = elsewhere
+    wrapped = Returns(lambda x, z: {"tuple": (z, None, x.new_zeros(4, 7, 7)), "list out": [x.mean(), z]}.get(way, z))
+    wrapped.model = model
+    used = {"DataParallel": torch.nn.DataParallel(model), "tuple": wrapped, "list out": wrapped}.get(way, model)
+    points = {"numpy": x.numpy(), "numpy float64": x.double().numpy()}.get(way, x)
+    labels = {"int32": y.int(), "(B, 1)": y[:, None], "list": y.tolist()}.get(way, y)
+    state = [t.clone() for t in used.state_dict().values()]
+    assert torch.equal(measure(used, points, labels, mode="eval"), expected)
+    assert measure(used, points, labels).isfinite().all()  # with batch statistics, which must leave no trace either
+    assert all(map(torch.equal, state, used.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "wrap, labels, said",
+    [
+        (lambda x, z: (z, x.new_zeros(4, 1024)), [0, 1, 2, 3], "one tensor of logits"),
+        (lambda x, z: {"logits": z}, [0, 1, 2, 3], "one tensor of logits"),
+        (lambda x, z: z.expand(32, 4, 10).movedim(0, 2), [0, 1, 2, 3], "one tensor of logits"),  # (B, C, N)
+        (lambda x, z: z, [0, 1, 2, 10], "0..9, not 0..10"),
+        (lambda x, z: z, [-1, 1, 2, 3], "0..9, not -1..3"),
+        (lambda x, z: z, [0, 1, 2], "batch_size"),
+    ],
+)
+def test_what_other_trainers_must_mend_is_named(wrap, labels, said):
+    """Several tensors that may be logits, none, labels out of range or too few: a ValueError, and flags as before."""
+    model = Returns(wrap)
+    flags = [m.training for m in model.modules()]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        measure(model, torch.randn(4, 32, 3), torch.tensor(labels))
+    assert flags == [m.training for m in model.modules()]
+
+
+def test_one_cloud_has_no_batch_statistics():
+    """In train mode one is refused with both remedies; in eval mode, or from a pass already made, it is measured."""
+    model, x = models.build("pointnet", 10), torch.randn(1, 32, 3)
+    with pytest.raises(ValueError, match="eval.*2 clouds"):
+        measure(model, x)
+    assert measure(model, x, mode="eval").shape == (1,)
+    leaf = x.clone().requires_grad_()
+    assert measure(model, leaf, loss=(leaf**2).sum((1, 2))).shape == (1,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_labels_and_points_go_where_the_weights_are(elsewhere):
+    """Labels and clouds on the CPU, the model on a GPU."""
+    model, x, y, expected = elsewhere
+    got = measure(copy.deepcopy(model).cuda(), x, y, mode="eval")
+    assert got.is_cuda and torch.allclose(got.cpu(), expected, atol=1e-3)
 
 
 def test_a_half_is_rounded_up_whatever_the_float_says():

@@ -170,21 +170,6 @@ def test_both_stages_and_their_result(bodies, tmp_path):
     assert flags["gcn_iters"] == 0 and flags["backbone"] == "dgcnn-seg"
 
 
-def test_same_bits_whatever_the_target_labels(bodies, tmp_path):
-    """All target labels permuted in the files: equal weights in both stages. Source labels permuted: others."""
-    base = weights(both_stages(bodies, tmp_path / "a"))
-    for name, equal in (("mit", True), ("faust", False)):
-        root = tmp_path / f"permuted {name}"
-        shutil.copytree(bodies, root)
-        rng = np.random.default_rng(0)
-        for path in root.glob(f"PointSegDA/{name}/*/*.npy"):
-            cloud = np.load(path, allow_pickle=False)
-            cloud[:, 3] = rng.permutation(cloud[:, 3])
-            np.save(path, cloud)
-        other = weights(both_stages(root, tmp_path / name))
-        assert all(torch.equal(base[key], other[key]) for key in base) == equal
-
-
 @pytest.mark.parametrize("task", ["seg_F_M", "seg_F_F"])
 def test_the_stages_ask_for_no_target_label(task, bodies, tmp_path, monkeypatch):
     """Labels are asked of the source alone, also where the two domains are one: the oracle."""
@@ -287,17 +272,16 @@ def test_mlsp_and_measuring_in_eval_mode(bodies, tmp_path):
 
 def test_a_killed_segmentation_run_goes_on_to_the_same_bits(bodies, tmp_path, monkeypatch):
     """Each stage dies once at its step 2; the same command goes on."""
-    base, check = weights(both_stages(bodies, tmp_path / "a")), Run.check
-
+    base, log = weights(both_stages(bodies, tmp_path / "a")), Run.log
     died = set()
 
     def die_once(self, step, row):
-        check(self, step, row)
+        log(self, step, row)
         if step == 2 and self.stage not in died:
             died.add(self.stage)
             raise MemoryError
 
-    monkeypatch.setattr(Run, "check", die_once)
+    monkeypatch.setattr(Run, "log", die_once)
     monkeypatch.setattr(engine_run, "SAVES", 4)  # every step
     for _ in range(2):
         with pytest.raises(MemoryError):
@@ -332,4 +316,5 @@ def test_a_domain_without_val_is_one_line(tmp_path):
     shutil.rmtree(tmp_path / "PointSegDA/mit/val")
     argv = ["--task", "seg_F_M", "--data", tmp_path, "--ssl", "defrec", "--out", tmp_path / "run", *TINY]
     done = subprocess.run([sys.executable, ROOT / "stage1_ssl.py", *argv], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "mit/val" in done.stderr
+    last = done.stderr.splitlines()[-1]  # behind the bars of reading
+    assert done.returncode == 2 and last.startswith("error: ") and "mit/val" in last and "Traceback" not in done.stderr

@@ -190,7 +190,7 @@ def test_each_rotation_head_is_trained_on_its_own_label(monkeypatch):
     model = models.build("pointnet", 10).eval()
     task = ssl_tasks.build("gast", model, 40, data.direction("M_SC"))
     view = View(clouds(6, 40))
-    turned, k_x, k_y, mu = ssl_tasks.turn_parts(view.x, gen(9))
+    turned, k_x, k_y, mu = ssl_tasks.turn_parts(view.x, gen(9), True)
     assert (k_x != k_y).any()
     f = model.encoder(turned)[1].detach()
     task(model, view, None, gen(9)).sum().backward()

@@ -160,7 +160,7 @@ def test_no_two_settings_meet_in_a_cell(more):
 
 OTHER = dict(task="M_SC", backbone="pointnet", ssl="gast", select="high", beta=0.3, steps=20, score="gini", alpha=2.0)
 OTHER |= dict(measure="eval", mtl="cgdm", points=32, batch_size=16, eval_every=7, perturb=[0, 0], gcn_iters=0)
-OTHER |= dict(scratch=True, filter_stream=True, up="y", target_up="x", unit_sphere=True)
+OTHER |= dict(scratch=True, filter_stream=True, up="y", target_up="x", unit_sphere=True, precision="bf16")
 
 
 @pytest.mark.parametrize("key", evaluation.FLAGS)

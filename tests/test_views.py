@@ -160,12 +160,13 @@ def plain_distortion(points, noise, granularity):
     return look(points)
 
 
+@pytest.mark.parametrize("more", [0, 3])
 @pytest.mark.parametrize("granularity", [0.2, 0.8])
-def test_distortion_is_scipys_on_each_clouds_own_grid(g, granularity):
-    """Clouds of different sizes in one batch, each against RegularGridInterpolator on the same noise."""
+def test_distortion_is_scipys_on_each_clouds_own_grid(g, granularity, more):
+    """Clouds of different sizes in one batch, against RegularGridInterpolator on the same noise; also in more room."""
     points = torch.randn(6, 300, 3, generator=g).double() * torch.tensor([0.1, 0.3, 0.5, 0.2, 0.4, 0.6])[:, None, None]
     points = points * torch.tensor([1.0, 0.5, 2.0]) + 0.3
-    D = int(grid_of(points, granularity)[1].max())
+    D = int(grid_of(points, granularity)[1].max()) + more
     noise = torch.randn(6, 3, D, D, D, generator=g).double()
     got = distort(points, noise, granularity, grid_of(points, granularity))
     want = [plain_distortion(p, n, granularity) for p, n in zip(points.numpy(), noise.numpy())]
@@ -175,16 +176,17 @@ def test_distortion_is_scipys_on_each_clouds_own_grid(g, granularity):
 
 
 def test_elastic_is_two_distortions(g):
-    """Granularity .2 with magnitude .4, then .8 with 1.6 of what came out."""
-    points, state = torch.randn(2, 300, 3, generator=g) / 3, g.get_state()
+    """Granularity .2 with magnitude .4, then .8 with 1.6 of what came out; the grids hold any unit sphere."""
+    points, state = torch.randn(200, 300, 3, generator=g), g.get_state()
+    points = points / points.norm(dim=-1, keepdim=True).amax(1, keepdim=True)  # in the unit sphere
     got = data.elastic(points, g, p=1.0)
     g.set_state(state)
-    torch.rand(2, 1, 1, generator=g)
+    torch.rand(200, 1, 1, generator=g)
     want = points
-    for granularity, magnitude in ((0.2, 0.4), (0.8, 1.6)):
-        D = int(grid_of(want, granularity)[1].max())
+    for granularity, magnitude, D in ((0.2, 0.4, 13), (0.8, 1.6, 6)):
+        assert grid_of(want, granularity)[1].max() <= D  # the box holds every cloud's grid
         want = want + magnitude * distort(
-            want, torch.randn(2, 3, D, D, D, generator=g), granularity, grid_of(want, granularity)
+            want, torch.randn(200, 3, D, D, D, generator=g), granularity, grid_of(want, granularity)
         )
     assert torch.equal(got, want)
 
