@@ -36,7 +36,7 @@ help:
 	@echo "make demo_seg   the same for segmentation, on built-in bodies, beside no adaptation"
 	@echo "make M_S        both stages on PointDA-10; also M_SC S_M S_SC SC_M SC_S; make all runs the six"
 	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet SSL=selfdist|defrec|defrec+pcm|gast|mlsp|none BETA=0.7"
-	@echo "                 SELECT=low|high|random|all|freeze or with gradient surgery all+pcgrad|all+cagrad|all+cgdm"
+	@echo "                 SELECT=low|high|random|all|freeze or with a comparator all+pcgrad ..., see docs/comparators.md"
 	@echo "                 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
 	@echo "make S_S        the oracle: supervised on the target, a bound; also M_M SC_SC seg_A_A ..."
 	@echo "make seg_F_A    both stages on PointSegDA; all pairs of F M A S [SSL=defrec|mlsp|none]"
@@ -110,7 +110,7 @@ havedata:
 # no adaptation and the oracle have no pseudo-labels to learn from; a finished stage says so and stops
 ONE_STAGE = $(filter none,$(SSL))$(filter 1,$(STAGES))$(filter $(BOUNDS),$(TASK))
 run: | $(VENV)
-	$(if $(filter pcgrad cagrad,$(call parts,$(SELECT))),@$(EXTRAS))
+	$(if $(filter pcgrad cagrad mgda upgrad alignedmtl,$(call parts,$(SELECT))),@$(EXTRAS))
 	@set -e; run="$(folder)"; \
 	echo "$$run"; \
 	"$(PY)" stage1_ssl.py $(FLAGS) --out "$$run"; \

@@ -99,7 +99,7 @@ def add_flags(parser, tasks, backbones, scores, **default):
     flag(protocol, "--score", choices=scores, help="what is selected by")
     flag(protocol, "--alpha", type=number(float, 0, 100), help="radius exponent, Eq. (4)")
     flag(protocol, "--measure", choices=("train", "eval"), help="mode of the pass whose gradient is read")
-    flag(protocol, "--mtl", help="how the losses' gradients are joined: sum, or a comparator: pcgrad, cagrad, cgdm")
+    flag(protocol, "--mtl", help="how the losses' gradients are joined: sum, or a comparator of docs/comparators.md")
     flag(protocol, "--points", type=number(int, 20, MOST_POINTS), help="points a cloud: 1024, of bodies 2048")
     batch = number(int, 4, MOST_BATCH, even=True)
     flag(protocol, "--batch-size", type=batch, help="both domains: 64 dgcnn, 128 pointnet, 32 bodies")

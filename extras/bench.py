@@ -29,6 +29,7 @@ from engine.base import ROOT, cli, provenance, write_atomically
 from engine.flags import Parser, number
 from engine.metrics import describe
 from engine.picture import save_figure
+from extras import surgery, tasks
 
 TASK = "M_SC"
 
@@ -44,22 +45,22 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def seconds(call, device):
+def seconds(call, device, clock=time.perf_counter):
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     wait(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def side_by_side(calls, repeats, device):
+def side_by_side(calls, repeats, device, clock=time.perf_counter):
     """Median seconds of each call, taken in turns so that a busy machine slows all of them."""
     for call in calls.values():
         call()
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            times[name].append(seconds(call, device))
+            times[name].append(seconds(call, device, clock))
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -116,9 +117,9 @@ def in_a_process(flag, *words):
 
 
 # ---------------------------------------------------------------- one step of each stage
-def flags(backbone, ssl, measure, B, device, N=1024):
+def flags(backbone, ssl, measure, B, device, N=1024, mtl="sum"):
     """A run's flags as stage 1 has them, unmasked where nothing is measured."""
-    here = dict(task=TASK, backbone=backbone, ssl=ssl, select="low" if measure else "all", measure=measure)
+    here = dict(task=TASK, backbone=backbone, ssl=ssl, select="low" if measure else "all", measure=measure, mtl=mtl)
     sizes = dict(points=N, batch_size=B, steps=100, device=device)
     return stage1_ssl.settle(Namespace(**stage1_ssl.SETTINGS | stage2_pseudo.SETTINGS | here | sizes))
 
@@ -129,10 +130,11 @@ def domains(way, B, N, device):
     return [data.Domain(key, way.dataset.CLASSES, False, x, x, y, y) for key in (way.source, way.target)]
 
 
-def step_of(stage, backbone, ssl, measure, B, device, N=1024):
+def step_of(stage, backbone, ssl, measure, B, device, N=1024, mtl="sum"):
     """A function that takes one optimiser step of a stage on random clouds, half of B from each domain -> log row."""
     torch.manual_seed(0)
-    args, way = flags(backbone, ssl, measure, B, device, N), data.direction(TASK)
+    args, way = flags(backbone, ssl, measure, B, device, N, mtl), data.direction(TASK)
+    descend = stage1_ssl.joining(mtl)
     model = models.build(backbone, len(way.dataset.CLASSES)).to(device)
     task = ssl_tasks.build(ssl, model, args.points, way).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=1e-3, fused=True)
@@ -144,11 +146,11 @@ def step_of(stage, backbone, ssl, measure, B, device, N=1024):
         optimizer.zero_grad()
         if stage == 1:
             s, u, g = stage1_ssl.views(t, args, task, src, tgt)
-            row, _ = stage1_ssl.step(t, args, model, task, s, u, g)
+            row, _ = stage1_ssl.step(t, args, model, task, s, u, g, descend=descend)
         else:
             s, u, g, w_y, who, _ = stage2_pseudo.views(t, args, task, src, tgt, pseudo)
             shift = stage2_pseudo.perturbation(t, args, who >= 0)
-            row, _ = stage1_ssl.step(t, args, model, task, s, u, g, w_y, shift)
+            row, _ = stage1_ssl.step(t, args, model, task, s, u, g, w_y, shift, descend=descend)
         optimizer.step()
         task.after_step(model, t)
         return row
@@ -245,6 +247,28 @@ def task_table(device, repeats):
     return lines + [f"| {name} | {t[name]:.2f} | **{t[name] / t['none']:.1f}** |" for name in ("none", *names)]
 
 
+def comparator_table(device, repeats):
+    """A step of each comparator: ways to join on DefRec's step, tasks of their own, as they are trained."""
+    own = [(ssl, "sum") for ssl in tasks.COMPARATORS] + [("paretoda", "paretoda"), ("cgdm", "cgdm")]
+    found = {
+        ("defrec", mtl): step_of(1, "pointnet", "defrec", None, 32, device, mtl=mtl)
+        for mtl in ("sum", *surgery.METHODS)
+    }
+    found |= {
+        (ssl, mtl): step_of(1, "pointnet", ssl, None, 32, device, mtl=mtl) for ssl, mtl in [("none", "sum"), *own]
+    }
+    clock = time.perf_counter if device == "cuda" else time.process_time  # which other programs do not disturb
+    t = side_by_side(found, repeats, device, clock)
+    lines = [
+        "| one step, PointNet, B = 32 in all, N = 1024 | processor seconds | times DefRec's | times no adaptation's |"
+    ]
+    lines += ["|---|---|---|---|"]
+    for (ssl, mtl), s in t.items():
+        ratios = s / t["defrec", "sum"], s / t["none", "sum"]
+        lines.append(f"| --ssl {ssl} --mtl {mtl} | {s:.2f} | **{ratios[0]:.2f}** | {ratios[1]:.2f} |")
+    return lines
+
+
 def stage_table(device, repeats):
     """Steps a second at the paper's batch sizes, and what a run of the paper would take."""
     lines = [
@@ -302,7 +326,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=number(int, 1), default=5)
     parts = {"encoder": encoder_table, "plain": plain_table, "measure": measure_table, "tasks": task_table}
-    parts |= {"stages": stage_table, "growth": growth_table}
+    parts |= {"comparators": comparator_table, "stages": stage_table, "growth": growth_table}
     parser.add_argument("--only", choices=parts, help="one of the tables, into a file of its own")
     parser.add_argument("--encoder", nargs=2, help=SUPPRESS)
     parser.add_argument("--step", nargs=3, help=SUPPRESS)

@@ -135,8 +135,11 @@ def settings():
     found += [Setting(f"--select {name}", {"ssl": "defrec", "select": name}) for name in SELECTS if name != "low"]
     found += [Setting("--measure eval", {"ssl": "defrec", "measure": "eval"})]
     for name in surgery.METHODS:
-        if name == "cgdm" or importlib.util.find_spec("torchjd"):
+        needs = {"upgrad": "quadprog"}.get(name, "torchjd" if name in surgery.TORCHJD else "torch")
+        if importlib.util.find_spec(needs):
             found.append(Setting(f"--mtl {name}", {"ssl": "defrec", "select": "all", "mtl": name}))
+    for name in ("paretoda", "cgdm"):  # the whole methods
+        found.append(Setting(f"{name}, whole", {"ssl": name, "select": "all", "mtl": name}))
     found += [Setting("dgcnn", {"ssl": "selfdist", "backbone": "dgcnn"})]
     found += [Setting("--scratch", {"ssl": "selfdist"}, {"scratch": True})]
     found += [Setting("--filter-stream", {"ssl": "defrec"}, {"filter_stream": True})]

@@ -48,8 +48,8 @@ def settled(args, *, none=False, pcm=True):
     way, (base, _, mixed) = data.direction(args.task), args.ssl.partition("+")
     if way.per_point or way.oracle:
         raise UserError(f"--task {args.task}: the paper's figures are of adapted classifiers; choose M_S, M_SC, ...")
-    if base == "none" and not none:
-        raise UserError("--ssl none: without a self-supervised gradient there is no conflict; choose another task")
+    if base in ("none", "mcc") and not none:
+        raise UserError(f"--ssl {base}: no gradient of its own on the source, so no conflict; choose another task")
     if mixed and not pcm:
         fault = "it looks at the step's own losses, not at mixtures"
         raise UserError(f"--ssl {args.ssl} with {args.what}: {fault}; choose {base}")

@@ -109,16 +109,16 @@ def test_losses_are_per_sample_finite_and_trainable(backbone):
     assert all(g is not None and g.isfinite().all() and g.abs().sum() > 0 for g in grads)
 
 
-def test_forty_steps_bring_views_together():
+def test_ten_steps_bring_views_together():
     """Six shapes of their own heights, turned and jittered: the loss falls well below that of a guess."""
     model, task = built()
     optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=1e-3, fused=True)
     x, losses = clouds(6, 32) * torch.linspace(0.1, 1, 6)[:, None, None], []
-    for t in range(40):
+    for t in range(10):
         one, two = (data.plain_view(x, 32, gen(2 * t + i)) for i in range(2))
         loss = task(model, ssl_tasks.View(one, weak=two), None, None).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) / 5 < 0.5 * math.log(11)
+    assert sum(losses[-3:]) / 3 < 0.5 * math.log(11)
