@@ -131,7 +131,7 @@ def last_stage(result):
 # ---------------------------------------------------------------- its row of a table
 def name_of(flags):
     """A stage's setting in words, without its seed."""
-    way, scored = data.direction(flags["task"]), flags["select"] in ("low", "high")
+    way, scored = data.direction(flags["task"]), flags["select"] in ("low", "high", "gap")
     kept = flags["select"] if flags["select"] in ("all", "freeze") else f"{flags['select']} {flags['beta']:g}"
     parts = [flags["task"], flags["backbone"], flags["ssl"]] + ([kept] if flags["ssl"] != "none" else [])
     parts += [f"by {flags['score']}"] if scored and flags["score"] != "skewness" else []
@@ -139,7 +139,7 @@ def name_of(flags):
         [f"measured in {flags['measure']} mode"] if flags["measure"] not in (None, "train" if scored else None) else []
     )
     parts += [f"alpha {flags['alpha']:g}"] if flags["alpha"] != 1 else []
-    parts += [flags[key] for key, usual in (("mtl", "sum"), ("precision", "fp32")) if flags[key] != usual]
+    parts += [flags[key] for key, usual in (("mtl", "sum"), ("precision", "fp32")) if flags[key] not in (None, usual)]
     parts += ["scratch"] if flags["scratch"] else []
     paper = stage2_pseudo.SETTINGS
     parts += [f"perturbed by {flags['perturb']}"] if flags["perturb"] not in (None, paper["perturb"]) else []

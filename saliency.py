@@ -49,6 +49,8 @@ def select(score, beta=0.7, keep="low", generator=None):
     Ties at the threshold are dropped, as Eq. (7) says. `random` keeps as many as `low` without ties; `all` is the base.
     Raises ValueError for another `keep` or a beta outside [0, 1].
     """
+    if callable(keep):  # a rule of one's own, f(score, beta) -> (B,) bool
+        return keep(score, beta)
     if keep not in ("low", "high", "random", "all") or not 0 <= beta <= 1:
         raise ValueError(f"select: keep is low, high, random or all and beta in [0, 1], not {keep!r}, {beta!r}")
     n = math.floor(round(len(score) * beta, 9) + 0.5)  # halves up; 45 * .7 is a half but for its rounding

@@ -124,7 +124,8 @@ def score(model, s, loss, args, g):
 
 def selection(args):
     """The share of samples that `select` keeps, and which; freeze is the pilot, Random Gradient Freezing (Sec. I)."""
-    return (0.5, "random") if args.select == "freeze" else (args.beta, args.select)
+    keep = importlib.import_module("extras.beta").rule(args.select)  # its name, but for gap
+    return (0.5, "random") if args.select == "freeze" else (args.beta, keep)
 
 
 # ---------------------------------------------------------------- the loop
@@ -243,7 +244,7 @@ def settle(args):
         args.steps = paper["epochs"] * max(1, shorter // (args.batch_size // 2))
     args.eval_every = args.eval_every or max(args.steps // 20, 100)
     joining(args.mtl)  # absent? say so before a folder is made
-    if args.select in ("low", "high"):
+    if args.select in ("low", "high", "gap"):
         args.measure = args.measure or "train"  # these two always measure
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if args.device == "auto":

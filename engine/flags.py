@@ -47,7 +47,7 @@ def path(text):
 
 LEAST = ("task", "backbone", "alpha", "points", "up")  # what a prediction needs to know of a run
 LATER = {"target_up": None, "precision": "fp32"}  # what runs of an older version had, unsaid
-SELECTS = ("low", "high", "random", "all", "freeze")
+SELECTS = ("low", "high", "random", "all", "freeze", "gap")
 
 
 def add_flags(parser, tasks, backbones, scores, **default):
@@ -87,7 +87,7 @@ def add_flags(parser, tasks, backbones, scores, **default):
     flag(method, "--backbone", choices=backbones)
     flag(method, "--ssl", choices=tasks, metavar="SSL_TASK", help=f"{', '.join(tasks)}; none: no adaptation")
     flag(method, "--select", choices=SELECTS, help="whose SSL loss stays: low is SM-DSB, all is the base")
-    flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch")
+    flag(method, "--beta", type=number(float, 0, 1), help="kept share of a batch; of gap the least")
     flag(
         method,
         "--steps",

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import extras.contrast  # noqa: F401 - adds itself
 from extras.surgery import sureness
 from models import GLOBAL
 from ssl_tasks import TASKS, NoTask

@@ -1,102 +1,58 @@
-"""The adaptive share beta: both rules by hand and by a loop, and what they keep against saliency.select."""
+"""--select gap: by hand, by a loop, on the meta device, and through the stage."""
 
-from itertools import permutations
+import json
 
 import pytest
 import torch
+from fixtures import command
 
-from extras.beta import HIGH, LOW, agree, gap, lowest, rank_agreement, ranks, rule
-from saliency import select
-
-
-def scores(n, seed=0):
-    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+import stage1_ssl
+from extras.beta import MOST, gap, rule
 
 
-# ---------------------------------------------------------------- gap
 @pytest.mark.parametrize(
-    "values, share",
+    "values, kept",
     (
-        ([0, 1, 2, 3, 4, 5, 9, 10, 11, 12], 0.6),  # the gap is between 5 and 9
-        ([0, 9, 10, 11, 12, 13, 14, 16, 17, 18], 0.7),  # a larger one, below half of the batch, is out of bounds
-        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 99], 0.9),  # one outlier
-        ([3, 3, 3, 3, 3, 3, 3, 3, 3, 3], 0.9),  # no gap at all
-        ([0, 0, 0, 0, 0, 1, 1, 1, 1, 1], 0.5),
+        ([0, 1, 2, 3, 4, 5, 9, 10, 11, 12], 6),  # the gap is between 5 and 9
+        ([0, 9, 10, 11, 12, 13, 14, 16, 17, 18], 7),  # a larger one, below half of the batch, is out of bounds
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 99], 9),  # one outlier
+        ([0, 0, 0, 0, 0, 1, 1, 1, 1, 1], 5),
     ),
 )
-def test_gap_of_counted_examples(values, share):
+def test_gap_of_counted_examples(values, kept):
     order = torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    assert gap(torch.tensor(values, dtype=torch.float)[order]).item() == pytest.approx(share)
+    score = torch.tensor(values, dtype=torch.float)[order]
+    found = gap(score, 0.5)
+    assert found.sum() == kept and score[found].max() < score[~found].min()
 
 
 @pytest.mark.parametrize("n", (2, 3, 5, 8, 32, 45))
 def test_gap_is_the_loop_over_counts(n):
-    """The count within bounds, the larger of equals, above which the next score is furthest away; lowest keeps it."""
+    """The count within bounds, the larger of equals, above which the next score is furthest away."""
     for seed in range(20):
-        score = scores(n, seed)
+        score = torch.randn(n, generator=torch.Generator().manual_seed(seed))
         s = sorted(score.tolist())
-        most = min(round(HIGH * n), n - 1)
-        counts = range(max(1, min(round(LOW * n), most)), most + 1)
+        most = min(round(MOST * n), n - 1)
+        counts = range(max(1, min(round(0.5 * n), most)), most + 1)
         best = max(counts, key=lambda k: (s[k] - s[k - 1], k))
-        assert gap(score).item() == pytest.approx(best / n)
-        assert lowest(score, gap(score)).tolist() == [x < s[best] for x in score.tolist()]
+        assert gap(score, 0.5).tolist() == [x < s[best] for x in score.tolist()]
 
 
-def test_gap_of_one_score():
+def test_gap_of_one_score_and_of_equal_ones():
     with pytest.raises(ValueError, match="two scores or more, not 1"):
-        gap(torch.ones(1))
+        gap(torch.ones(1), 0.5)
+    assert not gap(torch.ones(8), 0.5).any()  # ties at the threshold are dropped, as in Eq. (7)
 
 
-# ---------------------------------------------------------------- agree
-def test_ranks_are_the_loop_with_ties_in_their_middle():
-    s = [2.0, 5, 2, 1, 5, 5]
-    expected = [sum(t < x for t in s) + sum(t == x for t in s) / 2 for x in s]
-    assert ranks(torch.tensor(s)).tolist() == expected == [2, 4.5, 2, 0.5, 4.5, 4.5]
+def test_only_gap_is_a_rule_and_it_waits_for_no_device():
+    assert [rule(name) for name in ("low", "high", "all")] == ["low", "high", "all"] and rule("gap") is gap
+    assert gap(torch.empty(8, device="meta"), 0.5).device.type == "meta"
 
 
-def test_rank_agreement_is_spearmans_formula():
-    """1 - 6 sum d^2 / (B (B^2 - 1)) for every order; a monotone map changes nothing, equal scores say nothing."""
-    one = torch.tensor([0.3, -1, 5, 2, 9])
-    a = one.argsort().argsort()
-    for order in permutations(range(5)):
-        expected = 1 - 6 * (a - torch.tensor(order)).square().sum().item() / (5 * 24)
-        assert rank_agreement(one, torch.tensor(order).float()).item() == pytest.approx(expected)
-    assert rank_agreement(one, one.exp()).item() == pytest.approx(1)
-    assert rank_agreement(one, torch.ones(5)) == rank_agreement(torch.ones(5), one) == 0
-
-
-def test_agree_goes_from_high_to_low():
-    one = scores(32)
-    assert agree(one, one).item() == pytest.approx(LOW)
-    assert agree(one, -one).item() == agree(one, torch.zeros(32)).item() == pytest.approx(HIGH)
-    shares = [agree(one, one + noise * scores(32, 1)).item() for noise in (0, 0.3, 1, 3, 30)]
-    assert shares == sorted(shares) and shares[0] < shares[2] < shares[4]
-    half = one.clone()
-    half[:16] = half[:16].flip(0)
-    assert agree(one, half).item() == pytest.approx(HIGH - (HIGH - LOW) * max(0, rank_agreement(one, half).item()))
-
-
-# ---------------------------------------------------------------- what is kept
-@pytest.mark.parametrize("n", (1, 2, 7, 32, 45))
-@pytest.mark.parametrize("share", (0.0, 0.3, 0.5, 0.7, 0.9, 1.0))
-def test_lowest_is_select_of_a_number(n, share):
-    """The same samples, halves and ties included."""
-    for score in (scores(n), scores(n).round()):
-        found = lowest(score, torch.tensor(share, dtype=torch.double))
-        assert torch.equal(found, select(score, share))
-
-
-@pytest.mark.parametrize("beta", (0.5, 0.7, 0.9, 1.0))
-def test_a_rule_is_select_with_the_share_it_finds(beta):
-    """beta is the least share; of gap, which must leave one out, all but one is the most."""
-    one, two = scores(20), scores(20) + scores(20, 1)
-    for name, share in (("gap", gap(one, beta)), ("agree", agree(one, two, beta))):
-        found = rule(name, lambda: two)(one, beta)
-        assert torch.equal(found, select(one, share.item()))
-        assert min(20 * beta, 19) <= found.sum() <= max(20 * beta, 18)
-    assert [rule(name) for name in ("low", "high", "all")] == ["low", "high", "all"]
-
-
-def test_nothing_waits_for_a_device():
-    score = torch.empty(8, device="meta")
-    assert all(lowest(score, s).device.type == "meta" for s in (gap(score), agree(score, score)))
+def test_a_run_keeps_what_the_gap_says(tmp_path):
+    """Between half and nine tenths of each batch, and not the same number in each."""
+    where = "--task", "M_S", "--data", "shapes", "--backbone", "pointnet", "--ssl", "defrec", "--points", 24
+    flags = "--batch-size", 20, "--steps", 6, "--device", "cpu", "--select", "gap", "--beta", 0.5
+    command(stage1_ssl.main, *where, *flags, "--out", tmp_path / "run")
+    kept = [json.loads(line)["kept"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert all(5 <= k <= 9 for k in kept) and len(set(kept)) > 1
