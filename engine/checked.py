@@ -112,9 +112,8 @@ FLAGS |= {
     "batch_size": whole,
     "score": is_text,
     "mtl": is_text,
-    "precision": is_text,
 }
-FLAGS |= dict.fromkeys(("measure", "up", "target_up"), (is_text, none))
+FLAGS |= dict.fromkeys(("measure", "up", "target_up", "precision"), (is_text, none))
 FLAGS |= {"perturb": ([finite], none), "gcn_iters": (whole, none)}
 FLAGS |= dict.fromkeys(("scratch", "filter_stream", "unit_sphere"), (truth, none))
 SCORES = {False: {"acc": finite, "mean_acc": finite, "step": whole}, True: {"miou": finite, "step": whole}}
