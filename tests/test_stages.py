@@ -135,6 +135,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkey
     Before and after the training it does what it did, and one that was ignored, as under nohup, stays so.
     """
     number, log, seen = getattr(signal, name), Run.log, []
+    outer = signal.signal(number, signal.SIG_DFL)  # whatever the suite was started under
     before = {number: signal.getsignal(number), signal.SIGWINCH: signal.SIG_IGN}
 
     def ask(self, step, row):
@@ -152,6 +153,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(root, run, tmp_path, monkey
         assert before == {number: signal.getsignal(number) for number in before}
     finally:
         signal.signal(signal.SIGWINCH, old)
+        signal.signal(number, outer)
     assert stop.value.code == 128 + number and set(seen) == {signal.SIG_IGN}
     assert torch.load(tmp_path / "b" / "last1.pt", weights_only=True)["step"] == 7
     monkeypatch.setattr(Run, "log", log)
