@@ -138,7 +138,7 @@ def edge_moments(x, idx):
     m, k = idx.shape
     near = F.embedding_bag(idx, x, mode="sum") / k  # (M, C) mean neighbour
     ones = torch.ones(idx.numel(), dtype=x.dtype, device=x.device)
-    degree = x.new_zeros(m).index_add_(0, idx.flatten(), ones)[:, None] / k  # (M, 1) in-degree / k
+    degree = x.new_zeros(m).scatter_add_(0, idx.flatten(), ones)[:, None] / k  # (M, 1) in-degree / k
     mean = torch.cat([near.mean(0), x.mean(0)])  # (2C,)
     jj, ij, ii = (x.T @ torch.cat([degree * x, near, x], 1) / m).chunk(3, 1)  # (C, C) each
     cov = torch.cat([torch.cat([jj, ij.T], 1), torch.cat([ij, ii], 1)]) - mean.outer(mean)
