@@ -44,9 +44,8 @@ class PseudoLabels:
     def __init__(self, p):
         self.confidence, self.label = p.max(-1)
         self.confident = torch.zeros(len(p), dtype=torch.bool, device=p.device)  # none before the first refinement
-        self.masked = torch.zeros(
-            len(p) + 1, dtype=torch.bool, device=p.device
-        )  # when last scored; the last is the source
+        # masked when a pseudo-label was last scored; one more entry stands for all of the source
+        self.masked = torch.zeros(len(p) + 1, dtype=torch.bool, device=p.device)
 
     def state_dict(self):
         return vars(self).copy()

@@ -139,6 +139,14 @@ def markdown(head, rows):
     return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
+def write_report(out, text, rows):
+    """OUT.md, a text, and OUT.csv, the rows behind it, in a folder that may be new; says so in a line."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(f"{out}.md", text.encode())
+    write_atomically(f"{out}.csv", csv_text(rows).encode())
+    return f"wrote {out}.md and .csv"
+
+
 def file_hash(path):
     """sha256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

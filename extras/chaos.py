@@ -37,7 +37,7 @@ import stage1_ssl
 import stage2_pseudo
 from datasets import shapes
 from engine import base, run as engine_run
-from engine.base import UserError, call, cli, csv_text, markdown, provenance, write_atomically
+from engine.base import UserError, call, cli, markdown, provenance, write_report
 from engine.flags import Parser, number
 from engine.run import Run, load_checkpoint
 
@@ -434,10 +434,7 @@ def main():
         for name in args.faults:
             rows += [hindered(name, stage, folder / "hindered", folder / "peace", args) for stage in args.stages]
     text, (tried, survived, lost) = report(rows, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f"{args.out}.md", text.encode())
-    write_atomically(f"{args.out}.csv", csv_text(rows).encode())
-    print(f"{text}{tried} tried, {survived} survived, {lost} lost; wrote {args.out}.md and .csv")
+    print(f"{text}{tried} tried, {survived} survived, {lost} lost; {write_report(args.out, text, rows)}")
     sys.exit(1 if lost else 0)
 
 

@@ -27,7 +27,7 @@ from scipy.stats import binom, binomtest
 import data
 import stage1_ssl
 from datasets import pointda
-from engine.base import UserError, cli, csv_text, generator, markdown, provenance, write_atomically
+from engine.base import UserError, cli, generator, markdown, provenance, write_report
 from engine.flags import Parser, number
 from engine.metrics import confusion
 from engine.run import Run
@@ -189,10 +189,8 @@ def main():
     )
     lines = [[row["control"], row["found"], "yes" if row["holds"] else "NO"] for row in rows]
     text = "\n".join([*markdown(("control", "found", "holds"), lines), "", note, ""])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f"{args.out}.md", f"# Controls: `make controls`\n\n{text}".encode())
-    write_atomically(f"{args.out}.csv", csv_text(rows).encode())
-    print(f"{text}wrote {args.out}.md and .csv")
+    wrote = write_report(args.out, f"# Controls: `make controls`\n\n{text}", rows)
+    print(f"{text}{wrote}")
     if broken:
         said = "{control}: {found}".format(**broken[0])
         raise UserError(f"{said}; see the table, and trust no run on this data until it holds")

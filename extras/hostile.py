@@ -37,7 +37,7 @@ import torch
 import trimesh.exchange.load  # noqa: F401
 
 from datasets import files
-from engine.base import CONTROL, call, cli, csv_text, markdown, provenance, write_atomically
+from engine.base import CONTROL, call, cli, markdown, provenance, write_report
 from engine.flags import Parser
 from extras.hostile_arrays import base
 from extras.hostile_inputs import corpus
@@ -240,10 +240,7 @@ def main():
     )
     text = "\n".join([*table(rows), "", note, ""])
     if args.kinds is None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(f"{args.out}.md", text.encode())
-        write_atomically(f"{args.out}.csv", csv_text([row | {"commit": record["commit"]} for row in rows]).encode())
-        text += f"wrote {args.out}.md and .csv"
+        text += write_report(args.out, text, [row | {"commit": record["commit"]} for row in rows])
     print(f"{text}\n{time.monotonic() - begun:.0f} s")
     sys.exit(any(row["fault"] for row in rows))
 

@@ -28,7 +28,7 @@ import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
 from datasets import files, pointda
-from engine.base import UserError, cli, csv_text, markdown, provenance, write_atomically
+from engine.base import UserError, cli, markdown, provenance, write_report
 from engine.flags import SELECTS, Parser, number
 from engine.run import Run, weights
 from extras import surgery
@@ -227,10 +227,7 @@ def main():
         f"Data: built-in shapes and bodies. Device: {record['device']}. Commit: {record['commit']}."
     )
     text = "\n".join(["# Label guard: `make leaks`", "", *table(rows), "", note, ""])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f"{args.out}.md", text.encode())
-    write_atomically(f"{args.out}.csv", csv_text(rows).encode())
-    print(f"{note}\nwrote {args.out}.md and .csv")
+    print(f"{note}\n{write_report(args.out, text, rows)}")
     if broken:
         first = "{setting}, stage {stage}, {changed}: {differing} of {tensors} tensors differ".format(**broken[0])
         raise UserError(f"{first}; what it trains on depends on what it must not see, or on nothing: mend it")

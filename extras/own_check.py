@@ -25,7 +25,7 @@ import eval as evaluation
 import stage1_ssl
 import stage2_pseudo
 from datasets import files, own, pointda
-from engine.base import call, cli, csv_text, markdown, provenance, write_atomically
+from engine.base import call, cli, markdown, provenance, write_report
 from engine.flags import Parser, number
 from engine.run import load_checkpoint
 from extras import export, my_cloud
@@ -106,10 +106,8 @@ def main():
         f"Data: built-in shapes. Device: {record['device']}. Commit: {record['commit']}."
     )
     text = "\n".join([*markdown(("seed", "test scans", "own clouds", "official layout"), lines), "", note, ""])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f"{args.out}.md", text.encode())
-    write_atomically(f"{args.out}.csv", csv_text([row | {"commit": record["commit"]} for row in rows]).encode())
-    print(f"{text}wrote {args.out}.md and .csv")
+    rows = [row | {"commit": record["commit"]} for row in rows]
+    print(f"{text}{write_report(args.out, text, rows)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 import stage1_ssl
 from engine import fast
-from engine.base import cli, csv_text, generator, markdown, provenance, write_atomically
+from engine.base import cli, generator, markdown, provenance, write_report
 from engine.flags import Parser, add_flags, number
 from paper.figures import settled, watch
 from saliency import measure, select
@@ -84,12 +84,8 @@ def main():
         f"{rho:.3f}.\nData: {name}. Device: {record['device']}. Commit: {record['commit']}."
     )
     text = "\n".join([*lines, "", note, ""])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(f"{args.out}.md", text.encode())
-    write_atomically(
-        f"{args.out}.csv", csv_text([row | {"commit": record["commit"]} for row in [*runs, *kept]]).encode()
-    )
-    print(f"{text}wrote {args.out}.md and .csv")
+    rows = [row | {"commit": record["commit"]} for row in [*runs, *kept]]
+    print(f"{text}{write_report(args.out, text, rows)}")
 
 
 if __name__ == "__main__":
