@@ -96,14 +96,14 @@ def evaluate(run, root=None):
     }
     result |= {"classes": list(tgt.classes), "per_point": tgt.per_point, "n_test": len(tgt.test)}
     result |= {key: latest[key] for key in ("device", "commit", "versions")}
-    result["seconds"] = sum(config[f"stage{n}"]["seconds"] for n in done)
-    result |= {"stage1": None, "stage2": None}
+    result |= {"seconds": sum(config[f"stage{n}"]["seconds"] for n in done), "stage1": None, "stage2": None}
     for n in done:
         own = config[f"stage{n}"]["args"]
         splits = src.validation, (tgt.test, tgt.test_labels), (tgt.train, tgt.train_labels)
         truths = (labels(split, own["points"]) for split in splits)
         flags = {key: own.get(key) for key in (*FLAGS, "seed")}
         result[f"stage{n}"] = stage_result(run / f"preds{n}.npz", *truths, tgt.classes) | {"flags": flags}
+        result[f"stage{n}"]["seconds"] = config[f"stage{n}"]["seconds"]
     write_atomically(run / "result.json", json.dumps(result, indent=1).encode())
     pictures(run, result, tgt)
     return result
@@ -162,7 +162,8 @@ def records(result):
             record["last_source"] = part["curve"][-1]["source"]
             record |= {"n_test": result["n_test"], "data": result["data"]["name"]}
             record["fingerprint"] = result["data"]["fingerprint"][:12]
-            record |= {"device": result["device"], "commit": result["commit"], "seconds": round(result["seconds"])}
+            record |= {"device": result["device"], "commit": result["commit"], "torch": result["versions"]["torch"]}
+            record["seconds"] = round(part["seconds"])
             found.append(record)
     return found
 

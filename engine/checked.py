@@ -128,9 +128,20 @@ def is_result(result, flags, columns, ways):
     scores, moment = SCORES[result["per_point"]], {"step": whole, "source": finite, "target": finite}
     known = lambda task: is_text(task) and task in ways and ways[task].per_point == result["per_point"]
     stage = {"flags": dict.fromkeys(flags, anything) | FLAGS | {"task": known}, "curve": [moment]}
-    stage |= {name: (scores, none) if name == "label_free" else scores for name in columns}
+    stage |= {name: (scores, none) if name == "label_free" else scores for name in columns} | {"seconds": finite}
     parts = [result[name] for name in ("stage1", "stage2") if result.get(name, False) is not None]
     return known(result["task"]) and bool(parts) and all(fits(part, stage) and part["curve"] for part in parts)
+
+
+def is_record(record, flags, columns, ways):
+    """Whether plain values are a line of a table's csv: a stage of a run, see eval.records."""
+    if not fits(record, {"task": is_text}) or record["task"] not in ways:
+        return False
+    scores = SCORES[ways[record["task"]].per_point]
+    form = dict.fromkeys(flags, anything) | FLAGS | {"stage": whole, "seed": whole, "last_source": finite}
+    form |= {f"{name}_{key}": finite for name in columns if name != "label_free" for key in scores}
+    form |= {"n_test": whole, "seconds": finite}
+    return fits(record, form | dict.fromkeys(("data", "fingerprint", "device", "commit", "torch", "start"), is_text))
 
 
 # ---------------------------------------------------------------- arrays

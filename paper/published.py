@@ -201,7 +201,7 @@ def paper_table(which, results):
     if not all(map(trained, finals)):
         lines.append(f"Not trained: below {GATE:.0%} source accuracy at the end, and in no mean.")
     if results:
-        lines.append(footer(results, metric) + orientation(which, results))
+        lines.append(footer(flat(results), metric) + orientation(which, results))
     return "\n".join(lines)
 
 

@@ -1,11 +1,14 @@
 """Runs side by side.
 
     python -m paper table runs/a runs/b              # -> results/table.md, .csv and .png; all of runs/ without a folder
+    python -m paper table runs/c results/study.csv   # and the runs of an earlier table, whose folders may be gone
 
 Rows are settings, their seeds pooled; the columns are those of eval.py. Differences are paired by seed, their errors
 clustered by seed, and runs that were not trained are left out of them.
 """
 
+import ast
+import csv
 import textwrap
 from pathlib import Path
 
@@ -14,10 +17,10 @@ from scipy import stats
 
 import data
 import stage1_ssl
-from engine.base import UserError, csv_text, markdown, write_atomically
-from engine.checked import fits
+from engine.base import UserError, csv_text, markdown, one_line, write_atomically
+from engine.checked import fits, is_record
 from engine.picture import save_figure
-from eval import FLAGS, HEAD, metrics_of, name_of, read_result, records, row
+from eval import COLUMNS, FLAGS, HEAD, metrics_of, name_of, read_result, records, row
 from paper import command, flag
 
 GATE = 0.8  # source accuracy at the end, below which a run says nothing about the method
@@ -29,12 +32,16 @@ KNOBS["high"] = KNOBS["low"]
 
 # ---------------------------------------------------------------- any runs
 RUNS = flag("runs", type=Path, nargs="*", help="folders with a result.json; default: all of runs/")
+KEPT = flag("runs", type=Path, nargs="*", help="folders with a result.json, .csv of tables; default: all of runs/")
 
 
-@command(RUNS, folder="results")
+@command(KEPT, folder="results")
 def table(args):
     """Finished runs side by side: OUT.md, .csv and .png, and OUT_seg of those that segment, if there are both."""
-    return write_tables(args.out, results_of(args.runs))
+    kept = [path for path in args.runs if path.suffix == ".csv"]
+    folders = [path for path in args.runs if path not in kept]
+    results = results_of(folders) if folders or not kept else []
+    return write_tables(args.out, results, [record for path in kept for record in read_rows(path)])
 
 
 def results_of(runs, form={}):
@@ -53,14 +60,50 @@ def whole_result(run, form):
     return result
 
 
-def write_tables(out, results):
-    """Write the tables of these results, accuracy and mean IoU apart; returns what they say."""
-    kinds, texts = [[r for r in results if r["per_point"] == per_point] for per_point in (False, True)], []
-    for kind, end in zip(kinds, ("", "_seg" if all(kinds) else "")):
-        if kind:
-            write_atomically(f"{out}{end}.md", (text := side_by_side(kind)).encode())
-            write_atomically(f"{out}{end}.csv", csv_text(flat(kind)).encode())
-            draw_curves(f"{out}{end}.png", kind)
+def read_rows(path):
+    """The records that a table was written from, of its .csv; UserError where it is not one of this version."""
+    try:
+        with open(path, newline="") as file:
+            rows = [read_row(row) for row in csv.DictReader(file)]
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {one_line(error)}; give the .csv that make table or make study has written") from None
+    if not rows or not all(is_record(record, FLAGS, COLUMNS, data.directions()) for record in rows):
+        raise UserError(f"{path}: no runs of a table of this version; give the .csv that make table has written")
+    return rows
+
+
+def read_row(row):
+    """A line of a csv as the record it was: a flag that is empty is None, another empty cell was not there."""
+    values = {key: plain(key, text or "") for key, text in row.items()}
+    return {key: value for key, value in values.items() if value is not None or key in FLAGS}
+
+
+def plain(key, text):
+    """What csv_text wrote: numbers, lists and truths as they were, an empty cell None, the rest text."""
+    if key in ("start", "data", "fingerprint", "device", "commit", "torch"):  # a sum in hex may look like a number
+        return text
+    try:
+        value = ast.literal_eval(text) if text else None
+    except (ValueError, SyntaxError):
+        return text
+    return float(value) if isinstance(stage1_ssl.SETTINGS.get(key), float) else value  # alpha 1.0 is written as 1
+
+
+def write_tables(out, results, kept=()):
+    """Write the tables of these results and records, accuracy and mean IoU apart; returns what they say."""
+    kinds, texts = [], []
+    for per_point in (False, True):
+        own = [r for r in results if r["per_point"] == per_point]
+        kinds.append((own, [*(r for r in kept if data.direction(r["task"]).per_point == per_point), *flat(own)]))
+    both = all(rows for _, rows in kinds)
+    for (own, rows), end in zip(kinds, ("", "_seg" if both else "")):
+        if rows:
+            write_atomically(f"{out}{end}.md", (text := side_by_side(rows)).encode())
+            write_atomically(f"{out}{end}.csv", csv_text(rows).encode())
+            if kept or len({record["seed"] for record in rows}) > 1:
+                draw_seeds(f"{out}{end}.png", rows)
+            else:
+                draw_curves(f"{out}{end}.png", own)
             texts.append(f"{text}\nwrote {out}{end}.md, .csv and .png")
     return "\n".join(texts)
 
@@ -122,15 +165,15 @@ def not_trained(rows):
     return f" **not trained** (seed {' '.join(map(str, seeds))})" if seeds else ""
 
 
-def side_by_side(results):
+def side_by_side(rows):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
-    rows, lines = flat(results), []
+    lines = []
     groups = sorted(pooled(rows), key=lambda alike: alike[0]["stage"])
     for alike, name in zip(groups, named(groups, setting_of)):
         one_a_seed(alike)
         lines.append([name + not_trained(alike), *row(alike)[1:]])
-    metric = "mean IoU" if results[0]["per_point"] else "accuracy, overall / mean class,"
-    return "\n".join([*markdown(HEAD, lines), "", *differences(rows), footer(results, metric)])
+    metric = "mean IoU" if data.direction(rows[0]["task"]).per_point else "accuracy, overall / mean class,"
+    return "\n".join([*markdown(HEAD, lines), "", *differences(rows), footer(rows, metric)])
 
 
 def pairs(rows, ours, other):
@@ -208,19 +251,63 @@ def by_seed(gaps):
     return f"{text}: not seen, smallest visible {visible:.1f}"
 
 
-def footer(results, metric):
+def footer(rows, metric):
     """Where the numbers of a table are from."""
-    several = lambda values: "; ".join(sorted(set(map(str, values))))
-    describe = lambda r: f"{r['task']} n = {r['n_test']} test clouds, sha256 {r['data']['fingerprint'][:12]}"
-    minutes = sum(r["seconds"] for r in results) / 60
+    several = lambda key: "; ".join(sorted({str(r[key]) for r in rows}))
+    clouds = {f"{r['task']} n = {r['n_test']} test clouds, sha256 {r['fingerprint']}" for r in rows}
+    minutes = sum(r["seconds"] for r in rows) / 60
     lines = [
-        f"Target test {metric} in percent, mean ± std over seeds. "
-        f"Points a cloud: {several(r['points'] for r in results)}.",
-        f"Data: {several(r['data']['name'] for r in results)}. {several(map(describe, results))}.",
-        f"Device: {several(r['device'] for r in results)}. Commit: {several(r['commit'] for r in results)}. "
-        f"torch {several(r['versions']['torch'] for r in results)}. {minutes:.0f} min in all.",
+        f"Target test {metric} in percent, mean ± std over seeds. Points a cloud: {several('points')}.",
+        f"Data: {several('data')}. {'; '.join(sorted(clouds))}.",
+        f"Device: {several('device')}. Commit: {several('commit')}. torch {several('torch')}. "
+        f"{minutes:.0f} min in all.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def draw_seeds(path, rows):
+    """A line for each setting and stage: its seeds' scores on the target, their mean, and on source validation.
+
+    Over seeds a method shows itself, where a curve shows a run. The hollow dots are the best moment of a run on the
+    target's own labels, a leak: how far they lie off says how much a choice of the checkpoint could win.
+    """
+    from matplotlib.figure import Figure
+
+    groups = sorted(pooled(rows), key=lambda alike: alike[0]["stage"])
+    names = [f"{text}, stage {alike[0]['stage']}" for alike, text in zip(groups, named(groups, setting_of))]
+    main = metrics_of(per_point := data.direction(rows[0]["task"]).per_point)[0]
+    metric = "mean IoU" if per_point else "accuracy"
+    figure = Figure(figsize=(11, 1.8 + 0.3 * len(groups)), layout="constrained")
+    target, source = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for line, alike in enumerate(groups):
+        percent = lambda key: [100 * r[key] for r in alike]
+        last = percent(f"last_{main}")
+        target.plot(percent(f"oracle_{main}"), [line] * len(alike), "o", mfc="none", color="grey", ms=5)
+        target.plot(last, [line] * len(alike), "o", color="C0", ms=5, alpha=0.7)
+        target.plot(np.mean(last), line, "|", color="C3", ms=16, mew=2)
+        source.plot(percent("last_source"), [line] * len(alike), "o", color="C2", ms=5, alpha=0.7)
+    for style, label in (
+        ("C0o", "at the last step"),
+        ("C3|", "their mean"),
+        ("o", "best step by target labels, a leak"),
+    ):
+        target.plot([], [], style, label=label, **({"mfc": "none", "color": "grey"} if style == "o" else {}))
+    if not per_point:
+        source.axvline(100 * GATE, color="black", lw=0.5, label=f"gate: {GATE:.0%}")
+    target.set(xlabel=f"target test {metric}, %", yticks=range(len(groups)))
+    target.set_yticklabels([f"{name}, {len(alike)} seeds" for name, alike in zip(names, groups)], fontsize=8)
+    target.invert_yaxis()
+    source.set(xlabel=f"source validation {metric} at the end, %")
+    for axes in (target, source):
+        axes.grid(axis="y", lw=0.3)
+    seeds = " ".join(map(str, sorted({r["seed"] for r in rows})))
+    n = ", ".join(sorted({f"{r['task']} n = {r['n_test']} test clouds" for r in rows}))
+    figure.suptitle(
+        "\n".join([*textwrap.wrap(", ".join(sorted({r["data"] for r in rows})), 150), f"{n}; seeds {seeds}"]),
+        fontsize=9,
+    )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    save_figure(figure, path)
 
 
 def draw_curves(path, results):

@@ -97,7 +97,7 @@ def validators(args):
         f"out. Least lost without labels: {best}.\n"
     )
     seeds = f"Seeds: {' '.join(map(str, sorted({row['seed'] for row in rows})))}. "
-    text = "\n".join([*markdown(head, lines), "", note, seeds + footer(results, "accuracy")])
+    text = "\n".join([*markdown(head, lines), "", note, seeds + footer(flat(results), "accuracy")])
     write_atomically(f"{args.out}.md", text.encode())
     write_atomically(f"{args.out}.csv", csv_text(every).encode())
     save_figure(draw_validators(rows, tasks), f"{args.out}.png")

@@ -21,10 +21,10 @@ def result(task="M_S", ssl="selfdist", select="low", seed=0, acc=0.5, stage=2, *
     flags |= dict(measure="train" if select in ("low", "high") else None, eval_every=100) | more
     scores = {key: acc for key in evaluation.metrics_of(way.per_point)}
     part = {column: scores | {"step": 10} for column in evaluation.COLUMNS}
-    part |= {"flags": flags, "curve": [{"step": 10, "source": 0.85, "target": acc}]}
+    part |= {"flags": flags, "seconds": 60, "curve": [{"step": 10, "source": 0.85, "target": acc}]}
     whole = {key: flags[key] for key in ("task", "backbone", "ssl", "steps", "points")} | {"per_point": way.per_point}
     whole |= {"data": {"name": "built-in shapes", "fingerprint": "f" * 64, "counts": {}}, "n_test": 7}
-    whole |= {"device": "CPU", "commit": "abc", "versions": {"torch": "2"}, "seconds": 60}
+    whole |= {"device": "CPU", "commit": "abc", "versions": {"torch": "2"}, "seconds": 120}
     return whole | {"stage1": part, "stage2": part if stage == 2 else None}
 
 
@@ -88,7 +88,7 @@ def test_bodies_in_two_frames_do_not_meet_in_a_cell():
     which = published.TABLES["table2"]
     assert "differ" in refusal(lambda: published.paper_table(which, runs))
     assert published.paper_table(which, [raw]) and published.paper_table(which, [unit])
-    names = [line.split(" | ")[0] for line in tables.side_by_side(runs).splitlines()]
+    names = [line.split(" | ")[0] for line in tables.side_by_side(tables.flat(runs)).splitlines()]
     assert "| seg_F_A dgcnn-seg defrec low 0.7" in names and "| seg_F_A dgcnn-seg defrec low 0.7 (unit sphere)" in names
 
 
@@ -146,7 +146,9 @@ def test_no_two_settings_meet_in_a_cell(more):
     """Plain runs and those with another flag have rows of their own names, in every table."""
     runs = [result(acc=0.1), result(acc=0.9, seed=1, **more)]
     rows = [
-        line for line in tables.side_by_side(runs).splitlines() if line.startswith("| M_S") and "low minus" not in line
+        line
+        for line in tables.side_by_side(tables.flat(runs)).splitlines()
+        if line.startswith("| M_S") and "low minus" not in line
     ]
     names = [line.split(" | ")[0] for line in rows if " | 2 | " in line]
     assert len(names) == len(set(names)) == 2 and "±" not in "".join(rows[:4])
@@ -169,7 +171,7 @@ def test_every_flag_is_a_setting_of_its_own(key, select):
     """Rows, and lines of differences, that differ in one flag differ in their text, too."""
     plain = dict(select=select, up="z", unit_sphere=False, filter_stream=False)
     one, two = result(**plain), result(**plain | {key: OTHER[key]})
-    rows = tables.side_by_side([one, two]).split("\n\n")[0].splitlines()[2:]
+    rows = tables.side_by_side(tables.flat([one, two])).split("\n\n")[0].splitlines()[2:]
     assert len(rows) == len({tuple(row.split(" | ")[:2]) for row in rows}) == 4  # setting, stage
 
 
@@ -178,7 +180,7 @@ def test_a_stage_2_says_what_it_started_from():
     mixed, lone = result(acc=0.2, seed=1), result(acc=0.3, seed=2) | {"stage1": None}
     mixed["stage1"] = mixed["stage1"] | {"flags": mixed["stage1"]["flags"] | {"select": "all"}}
     runs = [result(acc=0.1), mixed, lone]
-    names = [line.split(" | ")[0] for line in tables.side_by_side(runs).splitlines() if " | 2 | " in line]
+    names = [line.split(" | ")[0] for line in tables.side_by_side(tables.flat(runs)).splitlines() if " | 2 | " in line]
     plain = "| M_S dgcnn selfdist low 0.7"
     assert names == [plain, f"{plain} from a stage 1 with select all", f"{plain} from a stage 1 elsewhere"]
     found = paper_cells("table1", runs)
@@ -190,7 +192,7 @@ def test_runs_on_other_clouds_do_not_meet():
     """Two fingerprints of one direction: rows with both said, and no table of the paper."""
     runs = [result(), result(seed=1)]
     runs[1]["data"] = runs[1]["data"] | {"fingerprint": "e" * 64}
-    text = tables.side_by_side(runs)
+    text = tables.side_by_side(tables.flat(runs))
     assert "fingerprint ffffffffffff" in text and "fingerprint eeeeeeeeeeee" in text
     assert "differ" in refusal(lambda: published.paper_table(published.TABLES["table1"], runs))
 
@@ -198,7 +200,7 @@ def test_runs_on_other_clouds_do_not_meet():
 def test_a_seed_counts_once():
     """Two runs of one setting and seed are refused, in an ordinary table and in the paper's."""
     runs = [result(acc=0.1), result(acc=0.9)]
-    assert "seed" in refusal(lambda: tables.side_by_side(runs))
+    assert "seed" in refusal(lambda: tables.side_by_side(tables.flat(runs)))
     assert "seed" in refusal(lambda: published.paper_table(published.TABLES["table1"], runs))
 
 
@@ -208,12 +210,12 @@ def test_an_untrained_run_is_named_and_left_out():
     runs.append(result(seed=2, select="low", acc=0.9))
     runs.append(result(seed=2, select="all", acc=0.1))
     runs[-1]["stage1"]["curve"][-1] = {"step": 10, "source": 0.79, "target": 0.1}
-    text = tables.side_by_side(runs)
+    text = tables.side_by_side(tables.flat(runs))
     assert "selfdist all **not trained** (seed 2)" in text and "+80.0" not in text and "2 seeds, 2 pairs" in text
     planted = [result(seed=s, select=k, stage=1) for s in (0, 1) for k in ("low", "all")]
     for run in planted:
         run["stage1"]["curve"][-1]["source"] = 0.3
-    assert "low minus" not in tables.side_by_side(planted)
+    assert "low minus" not in tables.side_by_side(tables.flat(planted))
     assert tables.trained({"task": "seg_F_A", "last_source": 0.1})
 
 
@@ -286,6 +288,55 @@ def test_csv_has_a_line_a_run_and_stage_with_five_digits(tmp_path):
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and {"stage", "seed", "score", "last_acc", "fingerprint"} <= set(lines[0].split(","))
     assert "0.66667" in lines[1] and "0.666667" not in lines[1] and all("f" * 13 not in line for line in lines)
+
+
+def test_an_earlier_tables_csv_stands_for_its_runs(tmp_path):
+    """A table of two runs is the same from both folders, from one and a csv, and from the csv alone."""
+    folders = [write(tmp_path / str(seed), result(seed=seed, acc=0.5 + seed / 7, stage=1)) for seed in (0, 1)]
+    out = lambda name: [(tmp_path / f"{name}{end}").read_text() for end in (".md", ".csv")]
+    command(paper.main, "table", *folders, "--out", tmp_path / "both")
+    command(paper.main, "table", folders[0], "--out", tmp_path / "first")
+    command(paper.main, "table", tmp_path / "first.csv", folders[1], "--out", tmp_path / "joined")
+    command(paper.main, "table", tmp_path / "joined.csv", "--out", tmp_path / "again")
+    assert out("both") == out("joined") == out("again") and "| 0 1 |" in out("both")[0]
+    twice = refusal(lambda: command(paper.main, "table", tmp_path / "joined.csv", folders[0], "--out", tmp_path / "t"))
+    assert "give each of them once" in twice and not (tmp_path / "t.md").exists()
+
+
+def test_a_csv_that_is_no_table_is_one_line(tmp_path):
+    """Absent, empty, of something else, or with a column less: the file is named."""
+    command(paper.main, "table", write(tmp_path / "run", result()), "--out", tmp_path / "t")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    less = [line.partition(",")[2] for line in lines]
+    bad = {"empty": b"", "other": b"a,b\n1,2\n", "less": "\n".join(less).encode(), "bytes": b"\xff\xfe\x00"}
+    for name, content in bad.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(content)
+        assert f"{name}.csv" in refusal(lambda: command(paper.main, "table", path, "--out", tmp_path / "u"))
+    assert "absent.csv" in refusal(lambda: command(paper.main, "table", tmp_path / "absent.csv", "--out", "u"))
+
+
+def test_the_seeds_of_a_study(monkeypatch):
+    """Two settings of three seeds: a line each, a dot a seed, the mean, source accuracy, the gate, n and seeds."""
+    figures = []
+    monkeypatch.setattr(tables, "save_figure", lambda figure, path: figures.append(figure))
+    runs = [
+        result(select=k, seed=s, stage=1, acc=a + s / 10) for k, a in (("all", 0.4), ("low", 0.5)) for s in range(3)
+    ]
+    tables.draw_seeds("x.png", tables.flat(runs))
+    target, source = figures[0].axes
+    assert [text.get_text() for text in target.get_yticklabels()] == [
+        "M_S dgcnn selfdist all, stage 1, 3 seeds",
+        "M_S dgcnn selfdist low 0.7, stage 1, 3 seeds",
+    ]
+    drawn = [line.get_xdata() for line in target.lines if len(line.get_xdata())]
+    assert (
+        drawn[1] == pytest.approx([40, 50, 60]) and drawn[2] == pytest.approx([50]) and drawn[5] == pytest.approx([60])
+    )
+    assert source.lines[0].get_xdata() == pytest.approx([85, 85, 85])
+    assert "n = 7" in figures[0].get_suptitle() and "seeds 0 1 2" in figures[0].get_suptitle()
+    tables.draw_seeds("x.png", tables.flat([result("seg_F_A", "defrec", stage=1)]))
+    assert "mean IoU" in figures[1].axes[0].get_xlabel()
 
 
 def test_the_curves_of_a_study(monkeypatch):
