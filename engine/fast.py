@@ -113,6 +113,9 @@ def point_max(x, weight):
 
 
 # ---------------------------------------------------------------- batch norm, folded
+pool = None  # the moments of several processes' rows, while engine/parallel.py has it so
+
+
 class Moments(torch.autograd.Function):
     """Mean (C,) and covariance (C, C) of the points x (B, N, C), centred first. Backward is one product."""
 
@@ -152,6 +155,7 @@ def fold(bn, weight, moments, count):
     if not bn.training:
         mean, var = bn.running_mean, bn.running_var
     else:
+        moments, count = pool(moments, count) if pool else (moments, count)
         mean = weight @ moments[0]
         var = ((weight @ moments[1]) * weight).sum(1).clamp_min(0)  # diag(W C W^T)
         with torch.no_grad():

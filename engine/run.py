@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine import parallel
 from engine.base import UserError, out_of_memory, plain, provenance, write_atomically
 from engine.checked import fits, whole, wrong_in
 
@@ -93,7 +94,8 @@ class Run:
     """
 
     def __init__(self, folder, stage, args):
-        self.folder, self.stage, self.args = Path(folder), stage, args
+        self.elsewhere = parallel.begin(args)
+        self.folder, self.stage, self.args = Path(self.elsewhere.name if self.elsewhere else folder), stage, args
         self.last, self.final = self.folder / f"last{stage}.pt", self.folder / f"stage{stage}.pt"
         self.preds, self.moments, self.best = self.folder / f"preds{stage}.npz", [], None
         self.rows = self.folder / "log.jsonl"
@@ -116,6 +118,7 @@ class Run:
         for number, old in self.handlers.items():
             signal.signal(number, old)
         self.lock.close()
+        parallel.end()
 
     def _locked(self):
         try:
@@ -162,10 +165,11 @@ class Run:
     @property
     def finished(self):
         """True when stageN.pt was written; say so in one line and leave."""
-        if not self.final.exists():
+        if not parallel.told(self.final.exists()):
             return False
         try:
-            load_checkpoint(self.final)
+            if not self.elsewhere:
+                load_checkpoint(self.final)
         except UserError:
             raise UserError(
                 f"{self.final}: damaged; remove it, and the same command goes on from {self.last}"
@@ -177,6 +181,7 @@ class Run:
         """Record what the run is (arguments, classes, data, commit, versions) before its first step."""
         self._compare("data", data)
         origin, before = provenance(self.args.device), self.record.get(f"stage{self.stage}", {})
+        origin["device"] += f", {parallel.size()} processes" if parallel.size() > 1 else ""
         for key in ("commit", "device"):  # a run that goes on elsewhere names all of its places
             places = before.get(key, origin[key])
             origin[key] = places if places.split(", then ")[-1] == origin[key] else f"{places}, then {origin[key]}"
@@ -201,13 +206,16 @@ class Run:
         evaluate(steps done) -> text for the bar.
         """
         T, save_every, text = self.args.steps, max(1, self.args.steps // SAVES), ""
-        first = self._resume(parts)
+        known = self._resume(parts), self.best, self.seconds
+        first, self.best, self.seconds = parallel.join(parts, self.args.device, known)
         start = self.began = time.time()
-        if not self.moments:
+        if not first:
             text = evaluate(0)
-        self.bar = bar = tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", dynamic_ncols=True)
+        own = {"dynamic_ncols": True, "disable": self.elsewhere is not None}
+        self.bar = bar = tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", **own)
         for t in bar:
             yield t
+            parallel.agree(self.stopping, parts.get("pseudo"))
             done = t + 1
             evaluating = done % self.args.eval_every == 0 or done == T
             stop = self.stopping[:1]  # who asks during what follows is heard after the next step
