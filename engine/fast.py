@@ -62,10 +62,15 @@ def knn(x, k):
     (B, N, C) -> (B, N, k) int64. No gradient."""
     x = x - x.mean(1, keepdim=True)  # less cancellation below
     square = (x * x).sum(-1)
-    # |x_j|^2 - 2 x_i.x_j orders the j of one i as the distance does
-    distance = torch.baddbmm(square[:, None], x, x.transpose(1, 2), alpha=-2)  # (B, N, N)
-    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # itself, whatever the rounding
-    return smallest(distance, min(k, x.shape[1]))
+
+    def nearest(x, square):
+        # |x_j|^2 - 2 x_i.x_j orders the j of one i as the distance does
+        distance = torch.baddbmm(square[:, None], x, x.transpose(1, 2), alpha=-2)  # (B, N, N)
+        distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # itself, whatever the rounding
+        return smallest(distance, min(k, x.shape[1]))
+
+    size = 1 if x.device.type == "cpu" else len(x)  # a CPU's cache holds the distances of one cloud
+    return torch.cat([nearest(*some) for some in zip(x.split(size), square.split(size))])
 
 
 def flat(x, idx):
@@ -75,9 +80,9 @@ def flat(x, idx):
 
 
 # ---------------------------------------------------------------- maxima
-def row_blocks(n, device):
-    """Slices of at most 4096 rows, which stay in a CPU's cache; on a GPU one slice of all."""
-    size = 4096 if device.type == "cpu" else n
+def row_blocks(n, width, device):
+    """Slices of rows that take a megabyte in float32, which stay in a CPU's cache; on a GPU one slice of all."""
+    size = max(256, 2**18 // width) if device.type == "cpu" else n
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
@@ -92,7 +97,7 @@ def neighbour_max(b, idx):
     """max_j b_j over the neighbours j of each row: (M, C), (M, k) -> (M, C)."""
     winner = torch.empty(b.shape, dtype=torch.int64, device=b.device)
     with torch.no_grad():
-        for rows in row_blocks(len(b), b.device):
+        for rows in row_blocks(*b.shape, b.device):
             best = torch.full_like(b[rows], -torch.inf)
             rank = torch.zeros_like(best, dtype=torch.uint8)
             for n, j in enumerate(idx[rows].T.contiguous()):
@@ -101,15 +106,31 @@ def neighbour_max(b, idx):
     return b.gather(0, winner)
 
 
-def point_max(x, weight):
+class PointMax(torch.autograd.Function):
     """max_n weight.x_n over the points n of each cloud: (B, N, C), (O, C) -> (B, O)."""
-    best = lambda some: (low(weight) @ low(some).transpose(-1, -2)).argmax(-1)  # (O,) of a cloud, (B, O) of several
-    with torch.no_grad():  # a CPU's cache holds one cloud; a GPU wants few launches
-        one_by_one = x.device.type == "cpu"
-        winner = torch.stack(list(map(best, x))) if one_by_one else torch.cat(list(map(best, x.split(16))))  # (B, O)
-    winner = winner + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    rows = x.flatten(0, 1).index_select(0, winner.flatten())  # (B.O, C)
-    return (rows.view(len(x), *weight.shape) * weight).sum(-1)
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        best = lambda some: (low(weight) @ low(some).transpose(-1, -2)).max(-1)  # (O,) of a cloud, (B, O) of several
+        one_by_one = x.device.type == "cpu"  # a CPU's cache holds one cloud; a GPU wants few launches
+        found = zip(*map(best, x if one_by_one else x.split(16)))
+        top, winner = (torch.stack(part) if one_by_one else torch.cat(part) for part in found)
+        winner = winner + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+        if _bf16:  # the winner's value is read again, as it was
+            top = (x.flatten(0, 1)[winner] * weight).sum(-1)
+        ctx.save_for_backward(x, weight, winner)
+        return top
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight, winner = ctx.saved_tensors
+        rows, g_x, g_weight = x.flatten(0, 1), None, None
+        if ctx.needs_input_grad[0]:
+            g_rows = (g[..., None] * weight).flatten(0, 1)  # (B.O, C)
+            g_x = torch.zeros_like(rows).index_add_(0, winner.flatten(), g_rows).view(x.shape)
+        if ctx.needs_input_grad[1]:  # sum_b g_bo x_winner
+            g_weight = F.embedding_bag(winner.T, rows, per_sample_weights=g.T, mode="sum")
+        return g_x, g_weight
 
 
 # ---------------------------------------------------------------- batch norm, folded
@@ -183,12 +204,12 @@ def point_layer(x, linear, bn, slope):
 def point_max_layer(x, linear, bn, slope):
     """max_n LeakyReLU(BN(W x_n)): (B, N, C_in) -> (B, C_out)."""
     weight, shift = folded(x, linear, bn)
-    return F.leaky_relu(point_max(x, weight) + shift, slope)
+    return F.leaky_relu(PointMax.apply(x, weight) + shift, slope)
 
 
 def linear_max_layer(x, weight, bias):
     """max_n (W x_n + bias), bias (C_out,) or None: (B, N, C_in) -> (B, C_out)."""
-    top = point_max(x, weight)
+    top = PointMax.apply(x, weight)
     return top if bias is None else top + bias
 
 
@@ -238,7 +259,7 @@ class SecondLayer(torch.autograd.Function):
         rank = torch.zeros_like(top, dtype=torch.uint8)
         shift = SecondLayer.hidden(b, a, idx[:, 0], slope).mean(0)  # near the mean: the squares do not cancel
         total, square = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
-        for rows in row_blocks(len(b), b.device):
+        for rows in row_blocks(*top.shape, b.device):
             for n, j in enumerate(idx[rows].T.contiguous()):
                 h = SecondLayer.hidden(b, a[rows], j, slope)
                 keep_larger(top[rows], rank[rows], h @ weight.T, n)
@@ -258,7 +279,7 @@ class SecondLayer(torch.autograd.Function):
         g_b, g_a, g_weight = torch.zeros_like(b), torch.zeros_like(a), torch.zeros_like(weight)
         g_cov = (g_cov + g_cov.T) / idx.numel()
         g_mean = g_mean / idx.numel() - mean @ g_cov
-        for rows in row_blocks(len(b), b.device):
+        for rows in row_blocks(*g_top.shape, b.device):
             for n, j in enumerate(idx[rows].T.contiguous()):
                 h = SecondLayer.hidden(b, a[rows], j, ctx.slope)
                 g_win = g_top[rows] * (rank[rows] == n)  # only the winner has a gradient

@@ -136,7 +136,7 @@ def test_formulas_and_fast_forms_share_the_graph_alone(backbone, by_formula, mon
     with monkeypatch.context() as patch:
         patch.setattr(models, "edges", forbidden)
         model(x)
-    for name in ("flat", "fold", "pair_weight", "point_max", "neighbour_max", "linear_of_pair"):
+    for name in ("flat", "fold", "pair_weight", "PointMax", "neighbour_max", "linear_of_pair"):
         monkeypatch.setattr(fast, name, forbidden)
     by_formula(model, x)
     with pytest.raises(AssertionError, match="other form"):
@@ -157,11 +157,12 @@ def test_float32_statistics_far_from_the_origin(name, widths, by_formula):
 
 
 def test_gradients_written_by_hand():
-    """The two autograd functions pass the finite-difference check for any weighting of their outputs."""
+    """The autograd functions pass the finite-difference check for any weighting of their outputs."""
     g = torch.Generator().manual_seed(0)
     b, a, weight = (torch.randn(n, 3, generator=g, dtype=torch.float64).requires_grad_() for n in (6, 6, 4))
     idx = torch.stack([torch.randperm(6, generator=g)[:4] for _ in range(6)])
     assert torch.autograd.gradcheck(fast.Moments.apply, (b.view(2, 3, 3),))
+    assert torch.autograd.gradcheck(fast.PointMax.apply, (b.view(2, 3, 3), weight))
     assert torch.autograd.gradcheck(fast.SecondLayer.apply, (b, a, weight, idx, 0.2, True))
 
 
@@ -182,7 +183,11 @@ def test_ties_go_to_the_first():
     best, rank = torch.full((100,), -torch.inf), torch.zeros(100, dtype=torch.uint8)
     for n, value in enumerate(values):
         fast.keep_larger(best, rank, value, n)
-    assert torch.equal(best, values.amax(0)) and torch.equal(rank.long(), (values == best).int().argmax(0))
+    first = (values == best).int().argmax(0)
+    assert torch.equal(best, values.amax(0)) and torch.equal(rank.long(), first)
+    points = values.T.reshape(100, 20, 1).requires_grad_()  # a hundred clouds of twenty points in one dimension
+    fast.PointMax.apply(points, torch.ones(1, 1)).sum().backward()
+    assert torch.equal(points.grad[..., 0].argmax(1), first) and points.grad.sum() == 100
 
 
 def test_repeated_points_of_large_coordinates():
