@@ -35,7 +35,7 @@ help:
 	@echo "make demo       built-in shapes on a CPU, 5 minutes: both stages, select all against low, a table and a figure"
 	@echo "make demo_seg   the same for segmentation, on built-in bodies, beside no adaptation"
 	@echo "make M_S        both stages on PointDA-10; also M_SC S_M S_SC SC_M SC_S; make all runs the six"
-	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet|pointnet2|pct SSL=selfdist|defrec|defrec+pcm|gast|mlsp|contrast|none BETA=0.7"
+	@echo "                [SEED=0 BACKBONE=dgcnn|pointnet|pointnet2|pct|pointdan SSL=selfdist|defrec|gast|mlsp|contrast|implicit|none BETA=0.7"
 	@echo "                 SELECT=low|high|random|all|freeze or with a comparator all+pcgrad ..., see docs/comparators.md"
 	@echo "                 DATA=data|shapes STEPS=... ARGS='--points 512' ARGS2='--gcn-iters 20' STAGES=1|2]"
 	@echo "make S_S        the oracle: supervised on the target, a bound; also M_M SC_SC seg_A_A ..."

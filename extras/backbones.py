@@ -1,8 +1,8 @@
-"""Further backbones, which models.py looks up here: PointNet++ and the simple point cloud transformer.
+"""Further backbones, which models.py looks up here: PointNet++, the point cloud transformer, PointDAN's PointNet.
 
-    python stage1_ssl.py --backbone pointnet2       # also pct
+    python stage1_ssl.py --backbone pointnet2       # also pct, pointdan
 
-Both take points (B, N, 3) in the unit sphere and are of the order of points independent, centres and balls included.
+All take points (B, N, 3) in the unit sphere and are of the order of points independent, centres and balls included.
 docs/more-backbones.md has their papers, and where they differ from their authors' code.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.fast import smallest
 from engine.geometry import farthest_points, gather_points
-from models import BACKBONES, GLOBAL, GlobalHead, Model, PointLayer, PointMaxLayer
+from models import BACKBONES, GLOBAL, GlobalHead, Model, PointLayer, PointMaxLayer, PointNet
 
 EXACT = "donot_use_mm_for_euclid_dist"  # distances by products are no better than 1e-3 near 0
 
@@ -52,16 +52,23 @@ def take(x, index):
     return gather_points(x, index.flatten(1)).unflatten(1, index.shape[1:])
 
 
+def nearest_three(places, points):
+    """The three nearest points of each place, and their weights, the inverse squared distances divided by their sum.
+
+    (B, N, 3), (B, M, 3) -> (B, N, 3), (B, N, 3). The weights have a gradient.
+    """
+    with torch.no_grad():
+        index = smallest(torch.cdist(places, points, compute_mode=EXACT), min(3, points.shape[1]))
+    weight = 1 / (places[:, :, None] - take(points, index)).square().sum(-1).clamp_min(1e-10)
+    return index, weight / weight.sum(2, keepdim=True)
+
+
 def interpolate(places, points, features):
     """Features at `places`: of the three nearest points the mean, weighted by the inverse squared distance.
 
     (B, N, 3), (B, M, 3), (B, M, C) -> (B, N, C). The weights have no gradient.
     """
-    with torch.no_grad():
-        distance = torch.cdist(places, points, compute_mode=EXACT)  # (B, N, M)
-        index = smallest(distance, min(3, points.shape[1]))
-        weight = 1 / distance.gather(2, index).square().clamp_min(1e-10)
-        weight = weight / weight.sum(2, keepdim=True)
+    index, weight = nearest_three(places.detach(), points.detach())
     return (weight[..., None] * take(features, index)).sum(2)
 
 
@@ -154,7 +161,58 @@ class PCT(nn.Module):
         return x, self.top(x)
 
 
+# ---------------------------------------------------------------- PointDAN's PointNet (Qin et al., NeurIPS 2019)
+NODES, GROUP, RADIUS, WIDTH = 64, 64, 0.3, 64
+
+
+class Nodes(nn.Module):
+    """Self-adaptive nodes: farthest points, moved by what their neighbours' features say: (B, N, C), (B, N, 3) -> two.
+
+    The features of points with those of their nodes beside them (B, N, C + 64), and the nodes' own (B, 64, 64).
+    """
+
+    def __init__(self, c):
+        super().__init__()
+        self.offset, self.own = nn.Linear(c, 3, bias=False), PointLayer(c, WIDTH, 0.0)
+
+    def forward(self, x, points):
+        m, k = min(NODES, points.shape[1]), min(GROUP, points.shape[1])
+        start = spread(points, m)  # (B, m)
+        place, feature = gather_points(points, start), gather_points(x, start)
+        index = ball(place, points, RADIUS, k)  # (B, m, k)
+        towards = take(points, index) - place[:, :, None]  # (B, m, k, 3)
+        weight = torch.tanh(self.offset(take(x, index) - feature[:, :, None]))  # (B, m, k, 3)
+        place = place + (weight * towards).mean(2)
+        index = smallest(torch.cdist(place.detach(), points, compute_mode=EXACT), k)
+        nodes = take(self.own(x), index).amax(2)  # (B, m, 64)
+        index, weight = nearest_three(points, place)  # by which the offset learns
+        return torch.cat([x, (weight[..., None] * take(nodes, index)).sum(2)], 2), nodes
+
+
+class PointDANEncoder(nn.Module):
+    """PointNet with nodes in the place of its layer 64 -> 128: point features (B, N, 256), global feature (B, 1024)."""
+
+    point_dim = 128 + 128
+
+    def __init__(self):
+        super().__init__()
+        plain = PointNet()
+        self.tnet3, self.tnet64, self.mlp1, self.mlp2 = plain.tnet3, plain.tnet64, plain.mlp1, plain.mlp2
+        self.nodes, self.mlp4 = Nodes(64), PointLayer(64 + WIDTH, 128, 0.0)
+        self.top = PointMaxLayer(128, GLOBAL, 0.0)
+
+    def up_to_nodes(self, points):
+        x = self.tnet64(self.mlp2(self.mlp1(self.tnet3(points))))
+        return self.nodes(x, points)  # (B, N, 128), (B, 64, 64)
+
+    def forward(self, points):
+        x, _ = self.up_to_nodes(points)
+        x4 = self.mlp4(x)
+        return torch.cat([x, x4], 2), self.top(x4)
+
+
 BACKBONES |= {
     "pointnet2": lambda classes: Model(PointNet2(), GlobalHead(classes, 0.0)),
     "pct": lambda classes: Model(PCT(), GlobalHead(classes, 0.0)),
+    "pointdan": lambda classes: Model(PointDANEncoder(), GlobalHead(classes, 0.0)),
 }

@@ -236,7 +236,7 @@ def measure_table(device, repeats):
 
 def task_table(device, repeats):
     """A step of each self-supervised task beside no adaptation: all of it, SM-DSB's measuring included."""
-    names = [name for name in ssl_tasks.TASKS if name != "none"]
+    names = [name for name in ssl_tasks.TASKS if name not in ("none", "pointdan")]  # the latter has its own backbone
     steps = {name: step_of(1, "pointnet", name, "train", 32, device) for name in names}
     steps["none"] = step_of(1, "pointnet", "none", None, 32, device)
     t = side_by_side(steps, repeats, device)
@@ -249,7 +249,7 @@ def task_table(device, repeats):
 
 def comparator_table(device, repeats):
     """A step of each comparator: ways to join on DefRec's step, tasks of their own, as they are trained."""
-    own = [(ssl, "sum") for ssl in tasks.COMPARATORS] + [("paretoda", "paretoda"), ("cgdm", "cgdm")]
+    own = [(ssl, "sum") for ssl in (*tasks.COMPARATORS, "implicit")] + [("paretoda", "paretoda"), ("cgdm", "cgdm")]
     found = {
         ("defrec", mtl): step_of(1, "pointnet", "defrec", None, 32, device, mtl=mtl)
         for mtl in ("sum", *surgery.METHODS)
@@ -257,6 +257,7 @@ def comparator_table(device, repeats):
     found |= {
         (ssl, mtl): step_of(1, "pointnet", ssl, None, 32, device, mtl=mtl) for ssl, mtl in [("none", "sum"), *own]
     }
+    found["pointdan", "sum"] = step_of(1, "pointdan", "pointdan", None, 32, device)  # its own PointNet, with nodes
     clock = time.perf_counter if device == "cuda" else time.process_time  # which other programs do not disturb
     t = side_by_side(found, repeats, device, clock)
     lines = [

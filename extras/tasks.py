@@ -2,6 +2,7 @@
 
     python stage1_ssl.py --ssl dann --select all            # also mcc
     python stage1_ssl.py --ssl paretoda --select all --mtl paretoda         # the whole of ParetoDA; cgdm likewise
+    python stage1_ssl.py --ssl pointdan --select all --backbone pointdan
 
 All see self-distillation's views, so that only L_ssl differs, and none is for segmentation. The labelled and the
 unlabelled stream stand for the two domains, in stage 2, too, where the former has pseudo-labelled target clouds in it.
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import extras.contrast  # noqa: F401 - adds itself
+import extras.implicit  # noqa: F401 - adds itself
+from engine.base import UserError
+from extras.backbones import EXACT, NODES, WIDTH, PointDANEncoder
 from extras.surgery import sureness
 from models import GLOBAL
 from ssl_tasks import TASKS, NoTask
@@ -37,6 +41,15 @@ class Reversed(torch.autograd.Function):
 def small_head(out):
     """One hidden layer on the global feature: (B, 1024) -> (B, out)."""
     return nn.Sequential(nn.Linear(GLOBAL, 256), nn.ReLU(), nn.Linear(256, out))
+
+
+def another(classifier):
+    """One of the same form with fresh weights."""
+    other = copy.deepcopy(classifier)
+    for layer in other.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return other
 
 
 # ---------------------------------------------------------------- DANN (Ganin et al., JMLR 2016)
@@ -126,10 +139,7 @@ class CGDM(NoTask):
 
     def __init__(self, model, n, direction):
         super().__init__(model, n, direction)
-        self.second = copy.deepcopy(model.classifier)
-        for layer in self.second.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+        self.second = another(model.classifier)
         self.register_buffer("clusters", torch.zeros(self.second[-1].out_features, GLOBAL))
         self.label = None
 
@@ -160,5 +170,63 @@ class CGDM(NoTask):
         return CGDM_ENTROPY * spread + CGDM_PSEUDO * pseudo
 
 
+# ---------------------------------------------------------------- PointDAN (Qin et al., NeurIPS 2019)
+KERNELS = 0.01, 0.1, 1.0, 10.0, 100.0  # sigma of each
+
+
+class Attention(nn.Module):
+    """Which of the nodes' numbers count, a domain's own: x * sigmoid(W2 ReLU(W1 x)) + x, and its norm, (B, D)."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(d, d // 8), nn.ReLU(), nn.Linear(d // 8, d), nn.Sigmoid())
+        self.bn = nn.BatchNorm1d(d)
+
+    def forward(self, x):
+        return self.bn(x * self.gate(x) + x)
+
+
+def squared_mmd(x, y):
+    """Squared maximum mean discrepancy by the sum of five Gaussian kernels: (n, D), (m, D) -> scalar, 0 where equal."""
+    squared = torch.cdist(z := torch.cat([x, y]), z, compute_mode=EXACT).square()
+    K = sum(torch.exp(-squared / (2 * sigma**2)) for sigma in KERNELS)
+    n = len(x)
+    return K[:n, :n].mean() + K[n:, n:].mean() - 2 * K[:n, n:].mean()
+
+
+class PointDAN(NoTask):
+    """A second classifier learns the labels, too; on the unlabelled clouds both part, which the encoder undoes.
+
+    The encoder undoes it with sin(pi/2 t/T) of the gradient. Also the discrepancy of both streams' nodes, which is one
+    number a batch: the labelled stream's are kept for the unlabelled one, which is called next.
+    """
+
+    bodies = False
+
+    def __init__(self, model, n, direction):
+        super().__init__(model, n, direction)
+        if not isinstance(model.encoder, PointDANEncoder):
+            raise UserError("--ssl pointdan: needs its nodes; give --backbone pointdan, too")
+        d = WIDTH * min(NODES, n)
+        self.of_labelled, self.of_unlabelled = Attention(d), Attention(d)
+        self.second, self.strength, self.kept = another(model.classifier), 0.0, None
+
+    def weight(self, progress):  # the step asks between the forward and the backward pass
+        self.strength = math.sin(progress * math.pi / 2)
+        return 1.0
+
+    def forward(self, model, view, features, generator):
+        points, f = self.encode(model, view.x)
+        nodes = model.encoder.up_to_nodes(view.x)[1].flatten(1)  # a pass of their own, as in the authors' code
+        if view.y is not None:
+            self.kept = self.of_labelled(nodes)
+            return F.cross_entropy(self.second(points, f), view.y, reduction="none")
+        turned = points, Reversed.apply(f, self)
+        first, second = model.predict(turned).softmax(-1), self.second(*turned).softmax(-1)
+        apart = (first - second).abs().mean(-1)  # (B,)
+        kept, self.kept = self.kept, None
+        return squared_mmd(kept, self.of_unlabelled(nodes)) - apart if kept is not None else -apart
+
+
 COMPARATORS = {"dann": DANN, "mcc": MCC, "paretoda": ParetoDA, "cgdm": CGDM}
-TASKS |= COMPARATORS
+TASKS |= COMPARATORS | {"pointdan": PointDAN}  # which has a backbone of its own

@@ -26,7 +26,8 @@ from fixtures import command
 from saliency import measure
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("pointnet2", "pct")
+NAMES = ("pointnet2", "pct", "pointdan")
+STEPS = [(b, ssl) for b in NAMES for ssl in (*ssl_tasks.TASKS, "defrec+pcm") if ssl != "pointdan" or b == ssl]
 
 
 def balls(B, N, seed=0, dtype=torch.float64):
@@ -265,8 +266,7 @@ def one_step(args, model, task, src, tgt):
     return row, lam
 
 
-@pytest.mark.parametrize("ssl", (*ssl_tasks.TASKS, "defrec+pcm"))
-@pytest.mark.parametrize("backbone", NAMES)
+@pytest.mark.parametrize("backbone, ssl", STEPS)
 def test_a_step_of_every_task_is_finite(backbone, ssl):
     args, model, task, *domains = built(backbone, ssl, "cpu")
     row, lam = one_step(args, model, task, *domains)
@@ -275,8 +275,7 @@ def test_a_step_of_every_task_is_finite(backbone, ssl):
     assert all(g.isfinite().all() for g in grads) and any(g.abs().sum() > 0 for g in grads)
 
 
-@pytest.mark.parametrize("ssl", (*ssl_tasks.TASKS, "defrec+pcm"))
-@pytest.mark.parametrize("backbone", NAMES)
+@pytest.mark.parametrize("backbone, ssl", STEPS)
 def test_a_step_waits_for_no_device(backbone, ssl, monkeypatch):
     """On the meta device, which has no values to ask for; draws come from the host's generators."""
     for module in (data, stage1_ssl):

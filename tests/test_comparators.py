@@ -13,7 +13,7 @@ import models
 import ssl_tasks
 import stage1_ssl
 import stage2_pseudo
-from extras import surgery, tasks
+from extras import backbones, implicit, surgery, tasks
 from fixtures import command, refusal
 from ssl_tasks import View
 from test_surgery import Toy, needs, toy_losses
@@ -330,8 +330,120 @@ def test_cgdm_way_to_join_takes_the_clusters_labels():
     assert gap(None) == pytest.approx(gap(guess)) and gap(None) != pytest.approx(gap((guess + 1) % 10), rel=1e-3)
 
 
+# ---------------------------------------------------------------- PointDAN
+def test_mmd_by_hand():
+    """Two points and two, a kernel at a time; 0 between a sample and itself."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
+    k = lambda a, b: sum(math.exp(-((a - b) ** 2) / (2 * s * s)) for s in (0.01, 0.1, 1, 10, 100))
+    mean = lambda u, v: sum(k(a, b) for a in u for b in v) / 4
+    expected = mean((0, 1), (0, 1)) + mean((0, 3), (0, 3)) - 2 * mean((0, 1), (0, 3))
+    assert tasks.squared_mmd(x, y).item() == pytest.approx(expected, rel=1e-5)
+    assert tasks.squared_mmd(x, x).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_attention_by_hand():
+    layer = tasks.Attention(8).eval()
+    x = torch.randn(3, 8)
+    gate = torch.sigmoid(layer.gate[2](layer.gate[0](x).clamp_min(0)))
+    assert torch.allclose(layer(x), (x * (gate + 1)) / math.sqrt(1 + 1e-5), atol=1e-6)
+
+
+def pointdan():
+    torch.manual_seed(0)
+    model = models.build("pointdan", 10).eval()
+    return model, ssl_tasks.build("pointdan", model, 32, data.direction("M_SC")).eval()
+
+
+def test_nodes_move_towards_where_their_weights_point(monkeypatch):
+    """Weights near 1: a node moves by the mean of what leads to its ball's points; near -1, away; at 0 it stays."""
+    layer, places, nearest = backbones.Nodes(4).eval(), [], backbones.nearest_three
+    points = F.normalize(torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0)), dim=2)
+    monkeypatch.setattr(backbones, "nearest_three", lambda p, place: places.append(place) or nearest(p, place))
+    for sign in (0, 1, -1):
+        monkeypatch.setattr(layer.offset, "forward", lambda difference: difference[..., :3] * 0 + 9 * sign)
+        layer(torch.zeros(1, 40, 4), points)
+    own = points[0, backbones.spread(points, 40)[0]]
+    near = torch.cdist(own, points[0]) < 0.3
+    towards = torch.stack([(points[0, row] - node).sum(0) / 40 for node, row in zip(own, near)])
+    assert towards.norm(dim=1).max() > 0.01
+    for place, sign in zip(places, (0, 1, -1), strict=True):
+        assert torch.allclose(place[0], own + sign * towards, atol=1e-5)
+
+
+def test_the_offset_learns_by_the_weights_of_interpolation():
+    model, _ = pointdan()
+    model(view(True).x).square().sum().backward()
+    assert model.encoder.nodes.offset.weight.grad.abs().sum() > 0
+
+
+def test_pointdan_is_two_discrepancies_and_a_second_classifier():
+    """Term by term; features get the classifiers' discrepancy reversed; equal nodes and classifiers give 0."""
+    model, task = pointdan()
+    s, u = view(True), view(False)
+    labelled = task(model, s, None, None)
+    assert torch.allclose(labelled, F.cross_entropy(task.second(*model.encoder(s.x)), s.y, reduction="none"))
+    found = task(model, u, None, None)
+    nodes = lambda v: model.encoder.up_to_nodes(v.x)[1].flatten(1)
+    mmd = tasks.squared_mmd(task.of_labelled(nodes(s)), task.of_unlabelled(nodes(u)))
+    features = model.encoder(u.x)
+    gap = (model.predict(features).softmax(1) - task.second(*features).softmax(1)).abs().mean(1)
+    assert torch.allclose(found, mmd - gap, atol=1e-6) and gap.min() > 0 and mmd > 0
+    task.second.load_state_dict(model.classifier.state_dict())
+    task.of_unlabelled.load_state_dict(task.of_labelled.state_dict())
+    task(model, s, None, None)
+    assert torch.allclose(task(model, View(s.x), None, None), torch.zeros(4), atol=1e-5)
+    assert [task.weight(0.5), task.strength] == [1, pytest.approx(math.sqrt(0.5))]
+
+
+def test_pointdan_needs_its_backbone():
+    model = models.build("pointnet", 10)
+    text = refusal(lambda: ssl_tasks.build("pointdan", model, 32, data.direction("M_SC")))
+    assert "--backbone pointdan" in text
+
+
+# ---------------------------------------------------------------- ImplicitPCDA
+def test_unsigned_distance_by_hand():
+    """Points on a line at 0, 1, 2 and 4: the gap is the mean of their distances; places near a point are at 0."""
+    points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]]])
+    own = [math.sqrt(sum(d * d for d in row) / 3) for row in ((1, 2, 4), (1, 1, 3), (2, 1, 2), (4, 3, 2))]
+    gap = sum(own) / 4 / 2
+    places = torch.tensor([[[0.0, 9, 0], [1, gap - 0.1, 0], [4, 0, gap + 0.25], [1, 0, 0]]])
+    assert implicit.gap(points).item() == pytest.approx(gap, rel=1e-6)
+    assert implicit.unsigned_distance(places, points)[0].tolist() == pytest.approx([9 - gap, 0, 0.25, 0], abs=1e-6)
+
+
+def test_the_gap_is_of_the_twenty_sparsest_points():
+    points = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    for cloud, found in zip(points.tolist(), implicit.gap(points)):
+        own = []
+        for i, p in enumerate(cloud):
+            near = sorted(math.dist(p, q) for j, q in enumerate(cloud) if j != i)[:3]
+            own.append(math.sqrt(sum(d * d for d in near) / 3))
+        assert found.item() == pytest.approx(sum(sorted(own)[-20:]) / 20 / 2, rel=1e-5)
+
+
+def test_implicit_is_the_decoders_error_of_each_cloud():
+    """One layer on place and feature side by side, then the rest; 0 for a decoder that knows; one loss a cloud."""
+    model, task = built("implicit")
+    v, f = view(True), torch.randn(4, 1024)
+    places = torch.rand(4, 7, 3) * 2 - 1
+    both = torch.cat([task.of_place.weight, task.of_cloud.weight], 1)
+    joint = F.linear(torch.cat([places, f[:, None].expand(-1, 7, -1)], 2), both, task.of_cloud.bias)
+    assert torch.allclose(task.decode(places, f), F.relu(task.out(task.rest(joint)))[..., 0], atol=1e-5)
+    g = lambda: torch.Generator().manual_seed(5)
+    features = model.encoder(v.x)
+    places = 2 * torch.rand(4, 2048, 3, generator=g()) - 1
+    truth = implicit.unsigned_distance(places, v.x)
+    expected = (task.decode(places, features[1]) - truth).abs().mean(1)
+    assert torch.allclose(task(model, v, features, g()), expected) and torch.allclose(
+        task(model, v, None, g()), expected
+    )
+    task.decode = lambda places, f: implicit.unsigned_distance(places, v.x)
+    assert task(model, v, features, g()).tolist() == [0] * 4
+
+
 # ---------------------------------------------------------------- all of them
-OWN = {"dann": "dann", "mcc": "mcc", "paretoda": "paretoda", "cgdm": "cgdm"}
+OWN = "dann", "mcc", "paretoda", "cgdm", "pointdan", "implicit"
 RUNS = [(ssl, "sum") for ssl in OWN] + [("paretoda", "paretoda"), ("cgdm", "cgdm")]
 RUNS += [("defrec", mtl) for mtl in surgery.METHODS if mtl not in ("pcgrad", "cagrad", "cgdm")]
 
@@ -340,7 +452,8 @@ RUNS += [("defrec", mtl) for mtl in surgery.METHODS if mtl not in ("pcgrad", "ca
 def test_trains_in_both_stages(ssl, mtl, whole, tmp_path):
     """Two steps and one; the flags go from stage to stage, the task's own weights are kept and move on."""
     needs(mtl) if mtl != "sum" else None
-    small = "--backbone pointnet --points 24 --batch-size 4 --device cpu".split()
+    backbone = "pointdan" if ssl == "pointdan" else "pointnet"
+    small = f"--backbone {backbone} --points 24 --batch-size 4 --device cpu".split()
     words = ["--task", "M_SC", "--data", whole, "--select", "all", "--ssl", ssl, "--mtl", mtl, "--steps", "2"]
     command(stage1_ssl.main, *words, *small, "--out", tmp_path)
     more = "--gcn-iters 0 --steps 1 --device cpu".split()
