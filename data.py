@@ -17,12 +17,12 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from datasets import files, own, pointda, pointsegda
+from datasets import files, graspnet, own, pointda, pointsegda
 from datasets.files import normalise, turn_up
 from engine.base import UserError, generator
 from engine.geometry import distort, gather_points, grid_of
 
-SOURCES = (pointda, pointsegda, own)  # a further data set is one file in datasets/ and its entry here
+SOURCES = (pointda, pointsegda, graspnet, own)  # a further data set is one file in datasets/ and its entry here
 
 
 # ---------------------------------------------------------------- directions and domains

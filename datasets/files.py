@@ -53,7 +53,7 @@ def stacked(clouds):
 
 
 # ---------------------------------------------------------------- reading and checking
-def folder(root, part, remedy):
+def folder(root, part, remedy, built_in=", or try the built-in shapes with DATA=shapes (--data shapes)"):
     """The folder root/part; UserError with the remedy otherwise, or with the place one level off where it lies."""
     path = Path(root) / part
     if path.is_dir():
@@ -61,7 +61,7 @@ def folder(root, part, remedy):
     for near in (Path(root).resolve().parent, *sorted(Path(root).glob("*/"))):
         if (near / part).is_dir():
             raise UserError(f"{path}: no such folder; {near / part} is one, so give --data {near} (DATA={near})")
-    raise UserError(f"{path}: no such folder; {remedy}, or try the built-in shapes with DATA=shapes (--data shapes)")
+    raise UserError(f"{path}: no such folder; {remedy}{built_in}")
 
 
 def each(paths, read, label):

@@ -11,7 +11,7 @@ from fixtures import blobs, make_pointda, make_pointsegda, refusal, write_h5
 
 import data
 from data import load_domain
-from datasets import files, pointda, pointsegda, shapes
+from datasets import files, graspnet, pointda, pointsegda, shapes
 from datasets.pointda import CLASSES
 
 CHAIR = "PointDA_data/modelnet/chair/train/chair_0.npy"  # with one cloud a class
@@ -291,7 +291,7 @@ def test_directions_are_the_pairs_of_each_data_set():
     """Six of PointDA-10, twelve of PointSegDA, and a domain with itself: the oracle."""
     ways = data.directions()
     assert [name for name, way in ways.items() if way.dataset is pointda and not way.oracle] == SIX
-    assert len(ways) == 6 + 3 + 12 + 4 + 4 and all(data.direction(name) == way for name, way in ways.items())
+    assert len(ways) == 6 + 3 + 12 + 4 + 6 + 3 + 4 and all(data.direction(name) == way for name, way in ways.items())
     for name, source, target in (("M_SC", "M", "SC"), ("SC_S", "SC", "S"), ("S_S", "S", "S")):
         way = data.direction(name)
         assert (way.name, way.source, way.target, way.oracle) == (name, source, target, source == target)
@@ -379,6 +379,29 @@ def test_a_further_set_of_ones_own_is_called_by_its_note(tiny, tmp_path, monkeyp
     (tmp_path / "Tiny").mkdir()
     (tmp_path / "Tiny/NAME").write_text("My tiny ones\n")
     assert data.data_name(tmp_path, domain, domain) == "custom: My tiny ones"
+
+
+def test_graspnet_in_its_official_layout(tmp_path):
+    """Rendered clouds of both cameras are one domain; a class may be absent; clouds end in the unit sphere."""
+    rng = np.random.default_rng(0)
+    for split, per_class in (("train", 2), ("test", 1)):
+        for place in ("Synthetic/kinect", "Synthetic/realsense", "Real/kinect"):
+            for c in (0, 3, 9):
+                folder = tmp_path / graspnet.FOLDER / split / place / str(c)
+                folder.mkdir(parents=True)
+                for i in range(per_class):
+                    np.savetxt(folder / f"scene_{i:04}_0001.xyz", rng.normal(size=(40, 3)) + 7)
+    src, tgt = load_domain(tmp_path, "grasp_Syn"), load_domain(tmp_path, "grasp_Kin", labels=False)
+    assert src.train.shape == (12, 40, 3) and src.train_labels.tolist() == [0, 0, 3, 3, 9, 9] * 2
+    assert len(src.test) == 6 and len(tgt.train) == 6 and tgt.train_labels is None
+    assert torch.allclose(src.train.norm(dim=2).amax(1), torch.ones(12)) and src.train.mean(1).abs().max() < 1e-6
+    way = data.direction("grasp_Syn_Kin")
+    assert not way.crop and way.dataset.size(tmp_path, way.target, "train") == 6
+    assert "realsense" in refusal(lambda: load_domain(tmp_path, "grasp_RS"))
+    assert "ImplicitPCDA" in refusal(lambda: load_domain(tmp_path / "no" / "where", "grasp_RS"))
+    assert "no built-in shapes" in refusal(lambda: load_domain("shapes", "grasp_Syn"))
+    (folder / "bad.xyz").write_text("1 2 x\n")
+    assert "bad.xyz" in refusal(lambda: load_domain(tmp_path, "grasp_Kin"))
 
 
 def test_every_data_set_has_the_same_names():

@@ -1,0 +1,72 @@
+"""GraspNetPC-10 (Shen et al., CVPR 2022): ten objects of GraspNet, by two depth cameras and rendered, labels of clouds.
+
+GraspNetPointClouds/{train,test}/{Synthetic,Real}/{kinect,realsense}/<0..9>/*.xyz; see __init__.py.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import clouds, files
+from engine.base import UserError
+
+NAME = "GraspNetPC-10"
+CLASSES = ("box", "can", "banana", "drill", "scissors", "pear", "dish", "camel", "mouse", "shampoo")
+# rendered clouds are one domain, whichever camera they were rendered for
+DOMAINS = {"grasp_Syn": "Synthetic", "grasp_Kin": "kinect", "grasp_RS": "realsense"}
+PLACES = {"grasp_Syn": "Synthetic/*", "grasp_Kin": "Real/kinect", "grasp_RS": "Real/realsense"}
+PREFIX = "grasp_"
+SPLITS = ("train", "test")
+PER_POINT = False
+POINTS = 1024
+SCANS = set()  # all are seen from one side, the rendered ones, too: nothing is left to crop
+FRAMED = True  # the camera's, z away from it: no file says where up is
+FOLDER = "GraspNetPointClouds"
+REMEDY = f"get {NAME} (github.com/Jhonve/ImplicitPCDA has its address) and unpack it there as {FOLDER}/"
+
+
+def classes(root):
+    return CLASSES
+
+
+def load(root, key, split, labels):
+    """Points (n, P, 3) float32, each cloud in the unit sphere, labels (n,) int64 if asked for; UserError names a file."""
+    found = _files(root, key, split)
+    paths = [path for path, _ in found]
+
+    def read():
+        one = lambda path: files.check_cloud(clouds.read_cloud(path).points, path)
+        return files.stacked(files.each(paths, one, f"reading {DOMAINS[key]}/{split}"))
+
+    points = files.normalise(torch.from_numpy(files.cached(paths, __file__, read))).numpy()
+    return points, np.array([c for _, c in found], dtype=np.int64) if labels else None
+
+
+def size(root, key, split):
+    """How many clouds a split has, without reading them."""
+    return len(_files(root, key, split))
+
+
+def check(root, key, counts):
+    """Nothing: there are no published counts to compare with."""
+
+
+def official(key, counts):
+    """Never: there are no published counts by which to know the set."""
+    return False
+
+
+def _files(root, key, split):
+    """[(path, class), ...] camera by camera and class by class."""
+    if str(root) == "shapes":
+        raise UserError(
+            f"--data shapes: there are no built-in shapes for {NAME}; give --data DIR, which holds {FOLDER}/"
+        )
+    folder, found = files.folder(root, Path(FOLDER, split), REMEDY, built_in=""), []
+    for camera in sorted(folder.glob(PLACES[key])):
+        for c in range(len(CLASSES)):
+            found += [(path, c) for path in sorted((camera / str(c)).glob("[!.]*.xyz"))]
+    if not found:
+        raise UserError(f"{folder / PLACES[key]}: no <0..9>/*.xyz in it; {REMEDY}")
+    return found
