@@ -31,7 +31,7 @@ def classes(root):
 
 
 def load(root, key, split, labels):
-    """Points (n, P, 3) float32, each cloud in the unit sphere, labels (n,) int64 if asked for; UserError names a file."""
+    """Points (n, P, 3) float32, each cloud in the unit sphere, labels (n,) int64 if asked for; UserError: a file."""
     found = _files(root, key, split)
     paths = [path for path, _ in found]
 
