@@ -22,6 +22,12 @@ PER_POINT = False
 POINTS = 1024
 SCANS = set()  # all are seen from one side, the rendered ones, too: nothing is left to crop
 FRAMED = True  # the camera's, z away from it: no file says where up is
+# training clouds of each class, test clouds in all, as printed in the logs of PCFEA (github.com/xiaoyao3302/PCFEA)
+OFFICIAL = {
+    "grasp_Syn": ((1996, 2560, 2553, 2048, 2044, 2558, 1829, 1798, 2004, 2039), None),
+    "grasp_Kin": ((1024, 1280, 1273, 1024, 1015, 1272, 1019, 1024, 1018, 1024), 2560),
+    "grasp_RS": ((968, 1280, 1280, 1024, 1020, 1279, 1020, 841, 971, 1015), 2560),
+}
 FOLDER = "GraspNetPointClouds"
 REMEDY = f"get {NAME} (github.com/Jhonve/ImplicitPCDA has its address) and unpack it there as {FOLDER}/"
 
@@ -49,12 +55,19 @@ def size(root, key, split):
 
 
 def check(root, key, counts):
-    """Nothing: there are no published counts to compare with."""
+    """The full training set has known counts; one of that size with others is damaged."""
+    each, got = OFFICIAL[key][0], counts["train"]
+    if got["total"] == sum(each) and got["per_class"] != list(each):
+        raise UserError(
+            f"{root}: {DOMAINS[key]} train has {got['per_class']} clouds a class, not {list(each)}; {REMEDY}"
+        )
 
 
 def official(key, counts):
-    """Never: there are no published counts by which to know the set."""
-    return False
+    """Whether every known count is the published one; classes that were not opened count by their number."""
+    each, test = OFFICIAL[key]
+    train = counts["train"]["total"] == sum(each) and counts["train"].get("per_class", list(each)) == list(each)
+    return train and test in (None, counts["test"]["total"])
 
 
 def _files(root, key, split):

@@ -20,11 +20,12 @@ from paper.tables import GATE, flat, footer, not_trained, one_a_seed, setting_of
 
 
 # ---------------------------------------------------------------- what the paper prints
-def reported():
-    """The paper's numbers: (method, backbone, direction) -> text, in the paper's order."""
+def reported(logs=False):
+    """The paper's numbers: (method, backbone, direction) -> text, in its order; or those of other authors' logs."""
     with open(Path(__file__).with_name("reported.csv")) as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {(r["method"], r["backbone"], r["direction"]): r["value"] for r in rows}
+        rows = [r for r in rows if (r["table"] == "log") == logs]
+    return {(r["method"], r["backbone"], r["direction"]): r["value"] for r in rows}
 
 
 def method_of(flags):
@@ -83,7 +84,7 @@ TABLES = {
         {},
         backbone="dgcnn",
         note="Table I's caption says that checkpoints were selected on the test set, so that its numbers may belong "
-        "beside *oracle*.",
+        "beside *oracle*. PCFEA is no row of it: one seed, from its authors' published logs.",
     ),
     "table2": Table(
         "Table II",
@@ -158,6 +159,9 @@ def rows_of(finals, which):
         names = [name for name in found if name.partition(", stage")[0] == method] or [method]
         for name in names:
             rows[name] = {"paper": {d: paper.get((method, which.backbone, d), "") for d in directions}}
+    for (method, backbone, direction), value in reported(logs=True).items():
+        if backbone == which.backbone and direction in directions:
+            rows.setdefault(method, {"its log": {}})["its log"][direction] = value
     for name, cells in found.items():
         lines = rows.setdefault(name, {})
         for own in cells.values():

@@ -400,6 +400,11 @@ def test_graspnet_in_its_official_layout(tmp_path):
     assert "realsense" in refusal(lambda: load_domain(tmp_path, "grasp_RS"))
     assert "ImplicitPCDA" in refusal(lambda: load_domain(tmp_path / "no" / "where", "grasp_RS"))
     assert "no built-in shapes" in refusal(lambda: load_domain("shapes", "grasp_Syn"))
+    full = {"train": {"total": 21429, "per_class": list(graspnet.OFFICIAL["grasp_Syn"][0])}, "test": {"total": 7}}
+    assert graspnet.official("grasp_Syn", full) and not graspnet.official("grasp_Syn", src.counts)
+    full["train"]["per_class"][:2] = 2560, 1996
+    assert not graspnet.official("grasp_Syn", full)
+    assert "2560, 1996" in refusal(lambda: graspnet.check(tmp_path, "grasp_Syn", full))
     (folder / "bad.xyz").write_text("1 2 x\n")
     assert "bad.xyz" in refusal(lambda: load_domain(tmp_path, "grasp_Kin"))
 

@@ -115,7 +115,9 @@ def test_table_3_quotes_only_what_the_text_quotes():
 def test_a_table_of_nothing_has_the_papers_numbers_and_no_others():
     """No run: every line is the paper's."""
     found = paper_cells("table1", [])
-    assert {kind for _, kind in found} == {"paper", "n, test clouds"} and len(found) == 11
+    assert {kind for _, kind in found} == {"paper", "its log", "n, test clouds"} and len(found) == 11 + 2
+    assert found["PCFEA, last epoch", "its log"] == ["85.03", "55.12", "87.15", "56.59", "85.05", "82.34", "75.2"]
+    assert found["PCFEA, best epoch by target test labels", "its log"][:2] == ["87.44", "58.45"]
 
 
 def test_methods_by_the_papers_names():
