@@ -1,7 +1,9 @@
 """extras/bench.py: what it compares with does the same, and each of its numbers comes from a whole step."""
 
+import pytest
 import torch
 
+import models
 import ssl_tasks
 from engine.geometry import masked_chamfer
 from extras import bench
@@ -41,3 +43,10 @@ def test_the_floor_counts_the_products(monkeypatch):
         monkeypatch.setattr(bench, "clouds", lambda *_, B=B: torch.randn(B, 64, 3))
         floors.append(bench.encoder_cost("pointnet", "ours", "cpu", 1)[2])
     assert floors[0] > 2e7 and floors[2] - floors[1] == 2 * (floors[1] - floors[0])
+
+
+def test_the_other_library_is_given_the_same_layer():
+    """Where it is installed: the same result from the same weights."""
+    pytest.importorskip("torch_geometric")
+    layer, x = models.EdgeConv(8, 16), torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(bench.by_pyg(layer)(x), layer(x), atol=1e-5)
