@@ -132,6 +132,11 @@ def pooled(rows, keys=KEYS):
     return list(groups.values())
 
 
+def ordered(rows):
+    """The settings of rows, pooled over seeds: by stage, direction and base, then in the order of their first."""
+    return sorted(pooled(rows), key=lambda alike: [alike[0][key] for key in ("stage", "task", "ssl")])
+
+
 def one_a_seed(group):
     """UserError when a seed would be counted twice in one cell."""
     seeds = [record["seed"] for record in group]
@@ -168,7 +173,7 @@ def not_trained(rows):
 def side_by_side(rows):
     """Markdown: a row for each setting and stage, seeds pooled; overall / mean class accuracy on the target."""
     lines = []
-    groups = sorted(pooled(rows), key=lambda alike: alike[0]["stage"])
+    groups = ordered(rows)
     for alike, name in zip(groups, named(groups, setting_of)):
         one_a_seed(alike)
         lines.append([name + not_trained(alike), *row(alike)[1:]])
@@ -273,7 +278,7 @@ def draw_seeds(path, rows):
     """
     from matplotlib.figure import Figure
 
-    groups = sorted(pooled(rows), key=lambda alike: alike[0]["stage"])
+    groups = ordered(rows)
     names = [f"{text}, stage {alike[0]['stage']}" for alike, text in zip(groups, named(groups, setting_of))]
     main = metrics_of(per_point := data.direction(rows[0]["task"]).per_point)[0]
     metric = "mean IoU" if per_point else "accuracy"
@@ -286,12 +291,9 @@ def draw_seeds(path, rows):
         target.plot(last, [line] * len(alike), "o", color="C0", ms=5, alpha=0.7)
         target.plot(np.mean(last), line, "|", color="C3", ms=16, mew=2)
         source.plot(percent("last_source"), [line] * len(alike), "o", color="C2", ms=5, alpha=0.7)
-    for style, label in (
-        ("C0o", "at the last step"),
-        ("C3|", "their mean"),
-        ("o", "best step by target labels, a leak"),
-    ):
-        target.plot([], [], style, label=label, **({"mfc": "none", "color": "grey"} if style == "o" else {}))
+    target.plot([], [], "C0o", label="a seed at its last step")
+    target.plot([], [], "C3|", ms=12, mew=2, label="their mean")
+    target.plot([], [], "o", mfc="none", color="grey", label="a seed at its best step by target labels, a leak")
     if not per_point:
         source.axvline(100 * GATE, color="black", lw=0.5, label=f"gate: {GATE:.0%}")
     target.set(xlabel=f"target test {metric}, %", yticks=range(len(groups)))
