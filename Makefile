@@ -55,7 +55,7 @@ help:
 	@echo "make validators what a choice of the checkpoint without target labels costs, over all finished runs"
 	@echo "make lesson     the figures a lecturer shows, on one sheet: built-in shapes, a CPU, 10 minutes -> results/lesson/ [HTML=1]"
 	@echo "make trains     do all tasks learn on both backbones, alone and with SM-DSB? 30 steps each -> results/small/learns.md"
-	@echo "make bench      speed and memory on this machine, as ratios -> results/speed/bench.md"
+	@echo "make bench      speed and memory on this machine, as ratios -> results/speed/bench.md [DEVICE=cuda ARGS='--only encoder']"
 	@echo "make verify     RUN=runs/NAME: are its numbers those of its weights?   make rerun RUN=...   train it again, bit for bit?"
 	@echo "make controls   shuffled labels fall to chance, labels are what their names say;   make leaks   no label of the target"
 	@echo "                reaches a weight, in any setting -> results/reliability/"
@@ -234,7 +234,7 @@ trains learns: | $(VENV)
 	@"$(PY)" extras/learns.py --data "$(DATA)"
 
 bench: | $(VENV)
-	@"$(PY)" extras/bench.py
+	@"$(PY)" extras/bench.py $(addprefix --device ,$(DEVICE)) $(ARGS)
 
 # gradient surgery is tested where its library can be had
 test: | $(VENV)
