@@ -32,9 +32,11 @@ def begin(args):
 
     UserError where they cannot share each half of a batch evenly, or are more than there are GPUs.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if processes == 1:
         return None
+    if args.device == "mps":
+        raise UserError("--device mps: one machine has one such GPU; run the script without torchrun")
     if args.batch_size % (2 * processes):
         raise UserError(
             f"--batch-size {args.batch_size}: {processes} processes share each half of a batch evenly; "
@@ -81,28 +83,33 @@ def join(parts, device, known):
         part.load_state_dict(payload["parts"][name])
     for name in {"student", "teacher"} & parts.keys():
         spread(parts[name].encoder)
-    own = {id(parameter) for parameter in parts["student"].encoder.parameters()}
-    parts["optimizer"].register_step_pre_hook(lambda optimizer, *_: average(optimizer, own))
+    parts["optimizer"].register_step_pre_hook(average)
     return payload["known"]
 
 
 def agree(stopping, pseudo):
-    """After a step: a signal that one process was sent is all processes', pseudo-labels are the first one's.
+    """After a step: the signal that any process was sent by now, or 0; pseudo-labels become the first one's.
 
     On the host, so that no process waits for its GPU but where stage 2 has pseudo-labels.
     """
     if size() == 1:
-        return
+        return stopping[0] if stopping else 0
     asked = torch.tensor(stopping[0] if stopping else 0)
     dist.all_reduce(asked, dist.ReduceOp.MAX)
-    stopping[:] = [int(asked)] if asked else []
     for tensor in vars(pseudo).values() if pseudo else ():
         dist.broadcast(tensor, 0)
+    return int(asked)
 
 
-def average(optimizer, own):
-    """Gradients of what all processes compute alike are made so to the last bit: a GPU's sums vary."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+def wait():
+    """Until all processes are here: torchrun ends the others once one has ended."""
+    if size() > 1:
+        dist.barrier()
+
+
+def average(optimizer, *_):
+    """Before a step of the optimiser: what all compute alike is made so to the last bit, as a GPU's sums vary."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
     add_over_processes([grad for grad in grads if grad is not None], 1 / size())
 
 
@@ -136,8 +143,9 @@ class Shares(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, encoder, compute, grad, points, *parameters):
-        count = len(points)
-        if spare := -count % size():
+        ctx.set_materialize_grads(False)  # what nobody uses has no gradient, as in one process
+        ctx.count, ctx.spare = count, spare = len(points), -len(points) % size()
+        if spare:
             if encoder.training:
                 raise ValueError(f"{count} clouds cannot be shared by {size()} processes in training mode")
             points = torch.cat([points, points[-1:].expand(spare, -1, -1)])  # in eval mode each cloud is on its own
@@ -154,15 +162,16 @@ class Shares(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         # all processes have computed one and the same loss, so each has the whole gradient of what was gathered
-        own = [grad.chunk(size())[rank()] for grad in grads]
+        padded = lambda grad: torch.cat([grad, grad.new_zeros(ctx.spare, *grad.shape[1:])])
+        used = [(out, padded(grad).chunk(size())[rank()]) for out, grad in zip(ctx.out, grads) if grad is not None]
         needed = ctx.needs_input_grad[3:]
         wanted = [tensor for tensor, need in zip((ctx.points, *ctx.parameters), needed) if need]
-        found = torch.autograd.grad(ctx.out, wanted, own, retain_graph=True, allow_unused=True)
-        found = [torch.zeros_like(t) if grad is None else grad.clone() for t, grad in zip(wanted, found)]
-        points = [gather(found.pop(0))] if needed[0] else [None]
-        add_over_processes(found)
-        rest = iter(found)
-        return None, None, None, *points, *(next(rest) if need else None for need in needed[1:])
+        outs, own = zip(*used)
+        found = torch.autograd.grad(outs, wanted, own, retain_graph=True, allow_unused=True)
+        by_tensor = {id(t): None if grad is None else grad.clone() for t, grad in zip(wanted, found)}
+        add_over_processes([by_tensor[id(t)] for t in ctx.parameters if by_tensor.get(id(t)) is not None])
+        points = gather(by_tensor[id(ctx.points)])[: ctx.count] if needed[0] else None
+        return None, None, None, points, *(by_tensor.get(id(t)) for t in ctx.parameters)
 
 
 def gather(x):
@@ -189,21 +198,21 @@ class Total(torch.autograd.Function):
 
 def pool(moments, count):
     """Mean (C,) and covariance (C, C) of `count` rows here -> those of the rows of all processes, and their number."""
-    mean, cov = moments
-    both = Total.apply(torch.cat([mean[None], cov + mean.outer(mean)])) / size()
-    mean = both[0]
-    return (mean, both[1:] - mean.outer(mean)), count * size()
+    mean = Total.apply(moments[0]) / size()
+    apart = moments[0] - mean  # about the common mean, so that no digits cancel
+    return (mean, Total.apply(moments[1] + apart.outer(apart)) / size()), count * size()
 
 
 class PooledNorm(nn.BatchNorm1d):
     """Batch norm of the rows (B, C) of all processes, as of one. (torch's SyncBatchNorm needs a GPU.)"""
 
     def forward(self, x):
-        if not self.training or fast.pool is None:
+        if not self.training:
             return super().forward(x)
-        rows = x.flatten(0, -2) if x.ndim > 2 else x
-        mean, count = Total.apply(rows.mean(0)) / size(), len(rows) * size()
-        var = Total.apply(((rows - mean) ** 2).mean(0)) / size()
+        others = size() if fast.pool else 1  # 1: all processes have all rows
+        total = (lambda each: Total.apply(each) / others) if fast.pool else (lambda each: each)
+        mean, count = total(x.mean(0)), len(x) * others
+        var = total(((x - mean) ** 2).mean(0))
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -215,10 +215,9 @@ class Run:
         self.bar = bar = tqdm(range(first, T), f"stage {self.stage}", T, initial=first, unit="step", **own)
         for t in bar:
             yield t
-            parallel.agree(self.stopping, parts.get("pseudo"))
+            stop = parallel.agree(self.stopping, parts.get("pseudo"))  # who asks later is heard after the next step
             done = t + 1
             evaluating = done % self.args.eval_every == 0 or done == T
-            stop = self.stopping[:1]  # who asks during what follows is heard after the next step
             saving = done % save_every == 0 or done == T or stop
             if evaluating or saving or self.args.device == "cpu" or done % UNREAD == 0:
                 self.flush(durable=saving)
@@ -230,12 +229,13 @@ class Run:
             if saving:
                 self._save(done, parts)
             if stop:
-                self._stop(done)
+                self._stop(done, stop)
 
-    def _stop(self, done):
+    def _stop(self, done, number):
         self.bar.close()
+        parallel.wait()
         print(f"stopped after step {done} of {self.args.steps}; run the same command to go on", file=sys.stderr)
-        sys.exit(128 + self.stopping[0])
+        sys.exit(128 + number)
 
     def _save(self, done, parts):
         now = time.time()
@@ -331,8 +331,8 @@ class Run:
         self._write_config()
         head = {"config": self.config, "seconds": self.seconds, **self.best}
         save_checkpoint(self.final, head | {"last_student": student.state_dict()}, self._kept())
-        if self.stopping:  # asked too late for a step
-            self._stop(self.args.steps)
+        if number := parallel.agree(self.stopping, None):  # asked too late for a step
+            self._stop(self.args.steps, number)
 
 
 def differing(old, new):

@@ -190,7 +190,7 @@ class Nodes(nn.Module):
 
 
 class PointDANEncoder(nn.Module):
-    """PointNet with nodes in the place of its layer 64 -> 128: point features (B, N, 256), global feature (B, 1024)."""
+    """PointNet with nodes in the place of its third layer: point features (B, N, 256), global feature (B, 1024)."""
 
     point_dim = 128 + 128
 

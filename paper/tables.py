@@ -67,7 +67,11 @@ def read_rows(path):
             rows = [read_row(row) for row in csv.DictReader(file)]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {one_line(error)}; give the .csv that make table or make study has written") from None
-    if not rows or not all(is_record(record, FLAGS, COLUMNS, data.directions()) for record in rows):
+    if (
+        not rows
+        or any(None in record for record in rows)
+        or not all(is_record(record, FLAGS, COLUMNS, data.directions()) for record in rows)
+    ):
         raise UserError(f"{path}: no runs of a table of this version; give the .csv that make table has written")
     return rows
 

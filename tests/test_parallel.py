@@ -23,7 +23,7 @@ import data, models, ssl_tasks, stage1_ssl
 from engine import parallel
 from engine.base import generator
 
-def step(ssl, backbone):
+def step(ssl, backbone, mtl):
     more = dict(ssl=ssl, measure="train", batch_size=16, steps=10, device="cpu")
     args = types.SimpleNamespace(**stage1_ssl.SETTINGS | more)
     parallel.begin(args)
@@ -39,12 +39,20 @@ def step(ssl, backbone):
     # not cropped: a cropped cloud has points twice, and which of the two is a neighbour is a matter of rounding
     s, u = wide(task.views(clouds[:8], torch.arange(8), False, g)), wide(task.views(clouds[8:], None, False, g))
     torch.manual_seed(7)
-    row, kept = stage1_ssl.step(4, args, model, task, s, u, g)
+    row, kept = stage1_ssl.step(4, args, model, task, s, u, g, descend=stage1_ssl.joining(mtl))
     grads = {n: p.grad for n, p in [*model.named_parameters(), *task.named_parameters()] if p.grad is not None}
     found = {"grads": grads, "kept": kept, "row": {k: float(v) for k, v in row.items()}, "state": model.state_dict()}
     return found | {"logits": model.eval()(clouds[:7].double()).detach()}
 
-found = {words: step(*words) for words in (("selfdist", "dgcnn"), ("defrec+pcm", "pointnet"))}
+settings = ("selfdist dgcnn sum", "defrec+pcm pointnet sum", "selfdist pointnet2 cgdm", "pointdan pointdan sum")
+found = [step(*words.split()) for words in settings]
+rows = 100 + torch.randn(64, 4, generator=torch.Generator().manual_seed(2)) / 2  # float32, far from 0
+if parallel.size() > 1:
+    own = rows.chunk(parallel.size())[parallel.rank()]
+    (_, cov), count = parallel.pool((own.mean(0), own.T.cov(correction=0)), len(own))
+else:
+    cov, count = rows.double().T.cov(correction=0).float(), 64
+found.append({"cov": cov, "count": count})
 if parallel.rank() == 0:
     torch.save(found, sys.argv[1])
 parallel.end()
@@ -63,7 +71,10 @@ def test_a_step_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
     assert ended.returncode == 0, ended.stderr
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
     runpy.run_path(str(script))
-    for one, two in zip(*(torch.load(tmp_path / f"{name}.pt").values() for name in ("one", "two"))):
+    (*one, pooled), (*two, found) = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
+    assert found["count"] == pooled["count"]
+    torch.testing.assert_close(found["cov"], pooled["cov"], rtol=1e-3, atol=1e-4)
+    for one, two in zip(one, two, strict=True):
         assert torch.equal(one["kept"], two["kept"]) and 0 < one["kept"].sum() < 8
         assert one["row"] == pytest.approx(two["row"], rel=1e-9)
         largest = max(float(grad.abs().max()) for grad in one["grads"].values())

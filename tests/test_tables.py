@@ -310,7 +310,13 @@ def test_a_csv_that_is_no_table_is_one_line(tmp_path):
     command(paper.main, "table", write(tmp_path / "run", result()), "--out", tmp_path / "t")
     lines = (tmp_path / "t.csv").read_text().splitlines()
     less = [line.partition(",")[2] for line in lines]
-    bad = {"empty": b"", "other": b"a,b\n1,2\n", "less": "\n".join(less).encode(), "bytes": b"\xff\xfe\x00"}
+    bad = {
+        "empty": b"",
+        "other": b"a,b\n1,2\n",
+        "less": "\n".join(less).encode(),
+        "more": "\n".join([lines[0], *(line + ",1" for line in lines[1:])]).encode(),
+        "bytes": b"\xff\xfe\x00",
+    }
     for name, content in bad.items():
         path = tmp_path / f"{name}.csv"
         path.write_bytes(content)
