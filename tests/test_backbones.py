@@ -27,7 +27,13 @@ from saliency import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("pointnet2", "pct", "pointdan")
-STEPS = [(b, ssl) for b in NAMES for ssl in (*ssl_tasks.TASKS, "defrec+pcm") if ssl != "pointdan" or b == ssl]
+STEPS = [
+    (backbone, ssl)
+    for backbone in ("pointnet2", "pct")
+    for ssl in (*ssl_tasks.TASKS, "defrec+pcm")
+    if ssl != "pointdan"
+]
+STEPS += [("pointdan", ssl) for ssl in ("pointdan", "defrec+pcm")]
 
 
 def balls(B, N, seed=0, dtype=torch.float64):

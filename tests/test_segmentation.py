@@ -164,7 +164,7 @@ def test_both_stages_and_their_result(bodies, tmp_path):
     assert result["stage2"]["curve"][-1]["source"] == mean_iou(val, preds["source"][-1], 8)[0]
     assert np.sum(result["stage2"]["confusion"]) == truth.size and list(last["part_iou"]) == list(pointsegda.CLASSES)
     assert (out / "parts.png").stat().st_size > 10_000 and (out / "confusion.png").stat().st_size > 10_000
-    text = tables.side_by_side([result])
+    text = tables.side_by_side(tables.flat([result]))
     assert f"{100 * miou:.1f}" in text and "mean IoU" in text and "seg_F_M dgcnn-seg defrec low 0.7" in text
     flags = result["stage2"]["flags"]
     assert flags["gcn_iters"] == 0 and flags["backbone"] == "dgcnn-seg"
@@ -192,7 +192,7 @@ def test_the_oracle_learns_on_the_target(bodies, tmp_path):
     argv = "--task", "seg_M_M", "--data", few, "--ssl", "mlsp", "--out", out, *TINY
     command(stage1_ssl.main, *argv)
     result = evaluation.evaluate(out)
-    assert "ORACLE" in tables.side_by_side([result]) and set(result["data"]["counts"]) == {"seg_M"}
+    assert "ORACLE" in tables.side_by_side(tables.flat([result])) and set(result["data"]["counts"]) == {"seg_M"}
 
 
 def test_stage_2_stays_with_the_bodies_of_stage_1(bodies, tmp_path):
@@ -256,7 +256,7 @@ def test_a_unit_sphere_makes_scale_and_place_alike(bodies, tmp_path):
         assert config["stage1"]["args"]["unit_sphere"] == config["stage2"]["args"]["unit_sphere"] == bool(flags)
         assert config["stage2"]["data"] == config["stage1"]["data"]
         result = evaluation.evaluate(out)
-        assert ("(unit sphere)" in tables.side_by_side([result])) == bool(flags)
+        assert ("(unit sphere)" in tables.side_by_side(tables.flat([result]))) == bool(flags)
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses[folder, len(flags)] = [row["ssl_tgt"] for row in rows[:2]]
     assert losses[bodies, 1] == pytest.approx(losses[far, 1], rel=1e-3)
