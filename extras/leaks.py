@@ -129,7 +129,7 @@ class Setting:
 
 def settings():
     """Every task, score, selection, installed way to join the losses, backbone, kind of data, and flag of stage 2."""
-    mixes = [f"{name}{more}" for name in ssl_tasks.TASKS for more in ("", "+pcm") if name + more != "pointdan+pcm"]
+    mixes = [f"{name}{more}" for name in ssl_tasks.TASKS for more in ("", "+pcm")]
     found = [Setting(name, {"ssl": name} | ({"backbone": "pointdan"} if "pointdan" in name else {})) for name in mixes]
     found += [Setting(f"--score {name}", {"ssl": "defrec", "score": name}) for name in SCORES if name != "skewness"]
     found += [Setting(f"--select {name}", {"ssl": "defrec", "select": name}) for name in SELECTS if name != "low"]
