@@ -7,6 +7,7 @@ is never needed and never stale: the sizes and times of the files and the code t
 import hashlib
 import io
 import os
+import warnings
 from pathlib import Path
 
 import h5py
@@ -176,6 +177,14 @@ def counted(points, labels, C):
     if labels is None or labels.ndim != 1:
         return {"total": len(points)}
     return {"total": len(points), "per_class": torch.bincount(torch.as_tensor(labels).cpu(), minlength=C).tolist()}
+
+
+def warn_of_absent(name, classes, counts):
+    """A warning that names the classes of which a domain's split has no cloud."""
+    none = {split: [c for c, n in zip(classes, each["per_class"]) if n == 0] for split, each in counts.items()}
+    absent = [f"{split} has no {', '.join(missing)}" for split, missing in none.items() if missing]
+    if absent:
+        warnings.warn(f"{name} {'; '.join(absent)}; mean class accuracy averages the classes present")
 
 
 def counts_text(name, counts):

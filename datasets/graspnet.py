@@ -1,8 +1,9 @@
 """GraspNetPC-10 (Shen et al., CVPR 2022): ten objects of GraspNet, by two depth cameras and rendered, labels of clouds.
 
-GraspNetPointClouds/{train,test}/{Synthetic,Real}/{kinect,realsense}/<0..9>/*.xyz; see __init__.py.
+GraspNetPointClouds/{train,test}/Real/{kinect,realsense}/<0..9>/*.xyz and train/Synthetic/...; see __init__.py.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,13 @@ def size(root, key, split):
 
 
 def check(root, key, counts):
-    """The full training set has known counts; one of that size with others is damaged."""
+    """The full training set has known counts, one of that size with others is damaged; absent classes are named."""
     each, got = OFFICIAL[key][0], counts["train"]
     if got["total"] == sum(each) and got["per_class"] != list(each):
         raise UserError(
             f"{root}: {DOMAINS[key]} train has {got['per_class']} clouds a class, not {list(each)}; {REMEDY}"
         )
+    files.warn_of_absent(DOMAINS[key], CLASSES, counts)
 
 
 def official(key, counts):
@@ -81,6 +83,8 @@ def _files(root, key, split):
     for camera in sorted(folder.glob(PLACES[key])):
         for c in range(len(CLASSES)):
             found += [(path, c) for path in sorted((camera / str(c)).glob("[!.]*.xyz"))]
+    if held_out and split == "test" and (folder.parent / "test/Synthetic").is_dir():
+        warnings.warn(f"{folder.parent / 'test/Synthetic'} is not read: rendered clouds of train/ are held out instead")
     if not found:
         raise UserError(f"{folder / PLACES[key]}: no <0..9>/*.xyz in it; {REMEDY}")
     return [file for i, file in enumerate(found) if (i % 10 >= 8) == (split == "test")] if held_out else found

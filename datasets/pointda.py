@@ -3,7 +3,6 @@
 PointDA_data/{modelnet,shapenet}/<class>/{train,test}/*.npy, PointDA_data/scannet/{train,test}_*.h5; see __init__.py.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +60,7 @@ def size(root, key, split):
 
 def check(root, key, counts):
     """The full set has known counts, a set of that size with others is damaged; a class may be absent from scans."""
-    name, absent = DOMAINS[key], []
+    name = DOMAINS[key]
     for split, each in zip(SPLITS, OFFICIAL[key]):
         got = counts[split]
         if str(root) != "shapes" and got["total"] == sum(each) and got["per_class"] != list(each):
@@ -69,10 +68,7 @@ def check(root, key, counts):
                 f"{root}: {name} {split} has {got['per_class']} clouds a class, not {NAME}'s {list(each)}; "
                 "fetch it again with `make data`"
             )
-        missing = ", ".join(c for c, n in zip(CLASSES, got["per_class"]) if n == 0)
-        absent += [f"{split} has no {missing}"] if missing else []
-    if absent:
-        warnings.warn(f"{name} {'; '.join(absent)}; mean class accuracy averages the classes present")
+    files.warn_of_absent(name, CLASSES, counts)
 
 
 def official(key, counts):

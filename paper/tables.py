@@ -274,6 +274,14 @@ def footer(rows, metric):
     return "\n".join(lines) + "\n"
 
 
+def heading(rows, word):
+    """A figure's title: data, test clouds and seeds of its records."""
+    several = lambda texts: ", ".join(sorted(set(texts)))
+    n = several(f"{r['task']} n = {r['n_test']} test clouds" for r in rows)
+    seeds = " ".join(map(str, sorted({r["seed"] for r in rows})))
+    return "\n".join([*textwrap.wrap(several(r["data"] for r in rows), 150), f"{n}; {word} {seeds}"])
+
+
 def draw_seeds(path, rows):
     """A line for each setting and stage: its seeds' scores on the target, their mean, and on source validation.
 
@@ -306,12 +314,7 @@ def draw_seeds(path, rows):
     source.set(xlabel=f"source validation {metric} at the end, %")
     for axes in (target, source):
         axes.grid(axis="y", lw=0.3)
-    seeds = " ".join(map(str, sorted({r["seed"] for r in rows})))
-    n = ", ".join(sorted({f"{r['task']} n = {r['n_test']} test clouds" for r in rows}))
-    figure.suptitle(
-        "\n".join([*textwrap.wrap(", ".join(sorted({r["data"] for r in rows})), 150), f"{n}; seeds {seeds}"]),
-        fontsize=9,
-    )
+    figure.suptitle(heading(rows, "seeds"), fontsize=9)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     save_figure(figure, path)
 
@@ -344,11 +347,7 @@ def draw_curves(path, results):
     if not results[0]["per_point"]:
         text = f"gate: {GATE:.0%} on source validation"
         handles.append(source.axhline(100 * GATE, color="black", lw=0.5, label=text))
-    several = lambda texts: ", ".join(sorted(set(texts)))
-    names = textwrap.wrap(several(r["data"]["name"] for r in results), 150)
-    n = several(f"{r['task']} n = {r['n_test']} test clouds" for r in results)
-    seeds = " ".join(map(str, sorted({record["seed"] for record in finals})))
-    figure.suptitle("\n".join([*names, f"{n}; seed {seeds}"]), fontsize=9)
+    figure.suptitle(heading(finals, "seed"), fontsize=9)
     metric = "mean IoU" if results[0]["per_point"] else "accuracy"
     for axes, text in ((target, "target test"), (source, "source validation")):
         axes.set(xlabel="step (stage 2 follows stage 1 at the grey line)", ylabel=f"{text} {metric}, %")

@@ -391,7 +391,9 @@ def test_graspnet_in_its_official_layout(tmp_path):
                 folder.mkdir(parents=True)
                 for i in range(per_class):
                     np.savetxt(folder / f"scene_{i:04}_0001.xyz", rng.normal(size=(40, 3)) + 7)
-    src, tgt = load_domain(tmp_path, "grasp_Syn"), load_domain(tmp_path, "grasp_Kin", labels=False)
+    with pytest.warns(UserWarning, match="train has no can, banana, .*; test has no box, can"):
+        src = load_domain(tmp_path, "grasp_Syn")
+    tgt = load_domain(tmp_path, "grasp_Kin", labels=False)
     assert src.train.shape == (10, 40, 3) and src.train_labels.tolist() == [0, 0, 3, 3, 9, 9, 0, 0, 9, 9]
     assert src.test_labels.tolist() == [3, 3] and len(tgt.train) == 6 and tgt.train_labels is None
     assert torch.allclose(src.train.norm(dim=2).amax(1), torch.ones(10)) and src.train.mean(1).abs().max() < 1e-6
@@ -405,6 +407,9 @@ def test_graspnet_in_its_official_layout(tmp_path):
     full["train"]["per_class"][:2] = 2048, 1597
     assert not graspnet.official("grasp_Syn", full)
     assert "2048, 1597" in refusal(lambda: graspnet.check(tmp_path, "grasp_Syn", full))
+    (tmp_path / graspnet.FOLDER / "test/Synthetic").mkdir()
+    with pytest.warns(UserWarning, match="test/Synthetic is not read"):
+        assert graspnet.size(tmp_path, "grasp_Syn", "test") == 2
     (folder / "bad.xyz").write_text("1 2 x\n")
     assert "bad.xyz" in refusal(lambda: load_domain(tmp_path, "grasp_Kin"))
 
