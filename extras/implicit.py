@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.fast import linear_of_pair
 from extras.backbones import EXACT
 from models import GLOBAL
 from ssl_tasks import TASKS, Task
@@ -22,7 +23,7 @@ def gap(points):
     A point's is the root of its mean squared distance to its three nearest; of the twenty largest the mean is taken.
     """
     distance = torch.cdist(points, points, compute_mode=EXACT)  # (B, N, N)
-    distance = distance + torch.diag_embed(torch.full_like(distance[..., 0], torch.inf))  # not to itself
+    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # not to itself
     near = distance.topk(min(NEAREST, points.shape[1] - 1), largest=False).values  # (B, N, 3)
     own = near.square().mean(-1).sqrt()  # (B, N)
     return own.topk(min(SPARSEST, points.shape[1])).values.mean(-1) / 2
@@ -44,13 +45,13 @@ class Implicit(Task):
 
     def __init__(self, model, n, direction):
         super().__init__(n, direction)
-        self.of_place, self.of_cloud = nn.Linear(3, 512, bias=False), nn.Linear(GLOBAL, 512)  # one layer on both
+        self.first = nn.Linear(3 + GLOBAL, 512)
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
         self.out = nn.Linear(128, 1)
 
     def decode(self, places, f):
         """(B, M, 3), (B, 1024) -> (B, M)."""
-        h = self.of_place(places) + self.of_cloud(f)[:, None]
+        h = linear_of_pair(places, f, self.first) + self.first.bias
         return F.relu(self.out(self.rest(h)))[..., 0]
 
     def forward(self, model, view, features, generator):

@@ -427,8 +427,7 @@ def test_implicit_is_the_decoders_error_of_each_cloud():
     model, task = built("implicit")
     v, f = view(True), torch.randn(4, 1024)
     places = torch.rand(4, 7, 3) * 2 - 1
-    both = torch.cat([task.of_place.weight, task.of_cloud.weight], 1)
-    joint = F.linear(torch.cat([places, f[:, None].expand(-1, 7, -1)], 2), both, task.of_cloud.bias)
+    joint = task.first(torch.cat([places, f[:, None].expand(-1, 7, -1)], 2))
     assert torch.allclose(task.decode(places, f), F.relu(task.out(task.rest(joint)))[..., 0], atol=1e-5)
     g = lambda: torch.Generator().manual_seed(5)
     features = model.encoder(v.x)
